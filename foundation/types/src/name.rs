@@ -1,0 +1,114 @@
+//! Names that people choose: tenants, apps, hosts. Each is a DNS label or stricter.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ParseError;
+
+macro_rules! name {
+    ($(#[$doc:meta])* $name:ident, $expected:literal, $valid:expr) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(String);
+
+        impl $name {
+            /// The name as text.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = ParseError;
+            fn from_str(text: &str) -> Result<Self, ParseError> {
+                let valid: fn(&str) -> bool = $valid;
+                if valid(text) {
+                    Ok(Self(text.to_owned()))
+                } else {
+                    Err(ParseError::new($expected, text))
+                }
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = ParseError;
+            fn try_from(text: String) -> Result<Self, ParseError> {
+                text.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(name: $name) -> Self {
+                name.0
+            }
+        }
+    };
+}
+
+name!(
+    /// A tenant's slug: `[a-z][a-z0-9-]{0,31}`; `system` is the platform's own.
+    Tenant,
+    "a tenant (a letter a-z, then up to 31 of a-z 0-9 -)",
+    |text| text.len() <= 32
+        && text.starts_with(|c: char| c.is_ascii_lowercase())
+        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+);
+name!(
+    /// An app's name, unique in its tenant: a lower-case DNS label without `--` (RFC 1035 2.3.1).
+    AppName,
+    "an app name (1 to 63 of a-z 0-9 -, starting and ending with a letter or digit, without --)",
+    dns_label
+);
+name!(
+    /// A machine's name, as the coordinator knows it: a DNS label like an app's name.
+    HostName,
+    "a host name (1 to 63 of a-z 0-9 -, starting and ending with a letter or digit, without --)",
+    dns_label
+);
+
+impl Tenant {
+    /// The first tenant of every platform.
+    #[must_use]
+    pub fn main() -> Self {
+        Self("main".to_owned())
+    }
+}
+
+fn dns_label(text: &str) -> bool {
+    let edge = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    (1..=63).contains(&text.len())
+        && text.bytes().all(|b| edge(&b) || b == b'-')
+        && text.as_bytes().first().is_some_and(edge)
+        && text.as_bytes().last().is_some_and(edge)
+        && !text.contains("--")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        for good in ["a", "shop", "shop-2", "0x"] {
+            assert_eq!(good.parse::<AppName>().unwrap().to_string(), good);
+        }
+        let long = "a".repeat(64);
+        for bad in ["", "-a", "a-", "a--b", "A", "a.b", "ä", long.as_str()] {
+            assert!(bad.parse::<AppName>().is_err(), "{bad}");
+        }
+        assert_eq!("main".parse::<Tenant>().unwrap(), Tenant::main());
+        for bad in ["", "1a", "A", &"a".repeat(33)] {
+            assert!(bad.parse::<Tenant>().is_err(), "{bad}");
+        }
+    }
+}
