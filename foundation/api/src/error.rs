@@ -1,0 +1,172 @@
+//! What every refusal looks like: a problem document (RFC 9457) with a stable code.
+
+use serde::{Deserialize, Serialize};
+use tabbify_types::RequestId;
+
+/// Media type of a [`Problem`].
+pub const PROBLEM_MEDIA_TYPE: &str = "application/problem+json";
+
+macro_rules! codes {
+    ($($(#[$doc:meta])* $name:ident = $code:literal, $status:literal, $title:literal;)*) => {
+        /// Why a request was refused, for programs. Codes never change their meaning.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        pub enum ErrorCode {
+            $($(#[$doc])* #[serde(rename = $code)] $name,)*
+        }
+
+        impl ErrorCode {
+            /// Every code.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// The code as text.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $code,)* }
+            }
+
+            /// The HTTP status that it comes with.
+            #[must_use]
+            pub const fn status(self) -> u16 {
+                match self { $(Self::$name => $status,)* }
+            }
+
+            /// What it means, in a few words, for people.
+            #[must_use]
+            pub const fn title(self) -> &'static str {
+                match self { $(Self::$name => $title,)* }
+            }
+
+            /// The code that has this text.
+            #[must_use]
+            pub fn from_code(code: &str) -> Option<Self> {
+                Self::ALL.iter().copied().find(|known| known.as_str() == code)
+            }
+        }
+    };
+}
+
+codes! {
+    /// The request is malformed.
+    BadRequest = "bad_request", 400, "The request is malformed";
+    /// The id in the path is not a UUID.
+    BadUuid = "bad_uuid", 400, "Not an app id";
+    /// The message's framing can be read in two ways.
+    BadFraming = "bad_framing", 400, "The request's framing is ambiguous";
+    /// No token came with the request.
+    TokenMissing = "token_missing", 401, "Not signed in";
+    /// The token is not one of ours, in form or signature.
+    TokenInvalid = "token_invalid", 401, "The token is not valid";
+    /// The token was one of ours and has ended.
+    TokenExpired = "token_expired", 401, "The token has expired";
+    /// The token is valid and does not allow this.
+    Forbidden = "forbidden", 403, "Not allowed";
+    /// No app has this id or host.
+    UnknownApp = "unknown_app", 404, "No such app";
+    /// Nothing is at this path.
+    NotFound = "not_found", 404, "Nothing here";
+    /// The path does not take this method.
+    MethodNotAllowed = "method_not_allowed", 405, "Not this method";
+    /// The name belongs to another app of the tenant.
+    NameTaken = "name_taken", 409, "The name is taken";
+    /// The app's address belongs to another app: mint a new id.
+    AddressTaken = "address_taken", 409, "The address is taken";
+    /// The id belongs to another app or tenant.
+    AppMismatch = "app_mismatch", 409, "This is another app";
+    /// The version is not in a state that allows this.
+    VersionConflict = "version_conflict", 409, "The version does not allow this";
+    /// Something else changed at the same time.
+    Conflict = "conflict", 409, "Changed at the same time";
+    /// A body or a field is over its limit.
+    TooLarge = "too_large", 413, "Too large";
+    /// What arrived is not what was announced.
+    DigestMismatch = "digest_mismatch", 422, "Not what was announced";
+    /// The manifest has mistakes.
+    InvalidManifest = "invalid_manifest", 422, "The manifest has mistakes";
+    /// The manifest asks for what is not built yet.
+    NotSupportedYet = "not_supported_yet", 422, "Not supported yet";
+    /// Too many requests.
+    RateLimited = "rate_limited", 429, "Too many requests";
+    /// The request's head is over its limit (RFC 6585).
+    HeadTooLarge = "head_too_large", 431, "Too many headers";
+    /// Something of ours failed.
+    Internal = "internal", 500, "Something of ours failed";
+    /// No instance of the app holds a lease.
+    NoLease = "no_lease", 502, "The app is not running";
+    /// The app's instance does not answer.
+    AppUnreachable = "app_unreachable", 502, "The app cannot be reached";
+    /// The app failed while it answered.
+    AppTrapped = "app_trapped", 502, "The app failed";
+    /// The app wanted more memory than it may have.
+    AppMemory = "app_memory", 502, "The app is out of memory";
+    /// The app ended without an answer.
+    AppNoResponse = "app_no_response", 502, "The app did not answer";
+    /// The platform is starting or stopping.
+    Unavailable = "unavailable", 503, "Try again";
+    /// The app used its processor time without progress.
+    AppCpu = "app_cpu", 504, "The app took too long";
+    /// The app did not answer in time.
+    AppTimeout = "app_timeout", 504, "The app did not answer in time";
+}
+
+/// An error's body (RFC 9457), the same on every interface.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// `tabbify:error:<code>`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// What the code means.
+    pub title: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// What happened here, with the offending value. Safe to show.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub detail: String,
+    /// The stable code.
+    pub code: ErrorCode,
+    /// What to do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fix: Option<String>,
+    /// The request, as the logs know it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<RequestId>,
+}
+
+impl Problem {
+    /// A problem with this code.
+    #[must_use]
+    pub fn new(code: ErrorCode, detail: impl Into<String>) -> Self {
+        Self {
+            kind: format!("tabbify:error:{}", code.as_str()),
+            title: code.title().to_owned(),
+            status: code.status(),
+            detail: detail.into(),
+            code,
+            fix: None,
+            request: None,
+        }
+    }
+
+    /// The same, with what to do about it.
+    #[must_use]
+    pub fn with_fix(mut self, fix: impl Into<String>) -> Self {
+        self.fix = Some(fix.into());
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_distinct_and_round_trip() {
+        let mut seen = std::collections::BTreeSet::new();
+        for code in ErrorCode::ALL {
+            assert!(seen.insert(code.as_str()));
+            assert_eq!(ErrorCode::from_code(code.as_str()), Some(*code));
+            let json = serde_json::to_string(code).unwrap();
+            assert_eq!(json, format!("\"{}\"", code.as_str()));
+            assert!((400..600).contains(&code.status()));
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! The contract of every interface between processes: shapes, paths, error codes, traits.
+//!
+//! Server and client import the same types, so that a half-change does not compile. One module per
+//! interface, in the order in which a push meets them: [`error`] is what every refusal looks like,
+//! [`contexts`] and [`auth`] sign in, [`apps`] is the node's REST, [`artifact`] what an upload becomes, [`log`]
+//! where it is recorded, [`mesh`] who may be dialed, [`runner`] how a supervisor talks to a runner.
+
+pub mod apps;
+pub mod artifact;
+pub mod auth;
+pub mod contexts;
+pub mod error;
+pub mod log;
+pub mod logs;
+pub mod mesh;
+pub mod runner;
+
+pub use error::{ErrorCode, Problem};
+
+/// A boxed future, for the traits that tests and transports replace.
+pub type BoxFuture<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + Send + 'a>>;

@@ -1,0 +1,276 @@
+//! The log, as every role uses it: one trait, two transports (in process now, HTTP later), the
+//! same semantics.
+//!
+//! **Law.** An event is a fact. It has its gapless global position from commit on, never before.
+//! Once [`EventLog::append`] has answered, the event survives a crash of every process and loss of
+//! power. Readers see events in position order, each exactly as appended.
+//!
+//! ```text
+//!   positions   1  2  3  4  5  6 │ 7 …
+//!                                └ head = 6: the last durable position
+//!   subscribe(after = 3):  4 5 6 CaughtUp(6) then 7 as it commits; no gap, no duplicate
+//! ```
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use tabbify_types::{EventId, NewEvent, Position, Recorded, Rev, Segment, SegmentGlob};
+
+use crate::BoxFuture;
+
+/// LIMIT: events in one batch.
+pub const BATCH_EVENTS_MAX: usize = 1024;
+/// LIMIT: bytes of one batch, as encoded in a frame.
+pub const BATCH_LEN_MAX: usize = 4 * 1024 * 1024;
+/// LIMIT: events in one page of a read.
+pub const PAGE_EVENTS_MAX: usize = 10_000;
+
+/// What the writer believes about one (segment, key) before its batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Expect {
+    /// Nothing has been written under the key yet.
+    None,
+    /// The last event under the key has this revision.
+    Rev(Rev),
+}
+
+/// One atomic batch. A (segment, key) without an expectation is not checked.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Append {
+    /// 1 to [`BATCH_EVENTS_MAX`] events; all are written or none.
+    pub events: Vec<NewEvent>,
+    /// Conditions, each for one (segment, key).
+    #[serde(default)]
+    pub expect: Vec<Expectation>,
+}
+
+/// A condition of a batch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Expectation {
+    /// The segment.
+    pub segment: Segment,
+    /// The key in it.
+    pub key: String,
+    /// What must hold.
+    pub expect: Expect,
+}
+
+impl Append {
+    /// A batch without conditions.
+    #[must_use]
+    pub fn of(events: Vec<NewEvent>) -> Self {
+        Self {
+            events,
+            expect: Vec::new(),
+        }
+    }
+
+    /// The same batch, written only if `expect` holds for (segment, key).
+    #[must_use]
+    pub fn expecting(mut self, segment: Segment, key: impl Into<String>, expect: Expect) -> Self {
+        self.expect.push(Expectation {
+            segment,
+            key: key.into(),
+            expect,
+        });
+        self
+    }
+}
+
+/// The answer to a batch: the same for its first append and for every repetition of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Appended {
+    /// Position of the first event; the others follow without a gap.
+    pub first: Position,
+    /// Position of the last event.
+    pub last: Position,
+    /// Revision of each event in its (segment, key), in batch order.
+    pub revs: Vec<Rev>,
+}
+
+/// Why a batch was not written. Nothing of it was.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AppendError {
+    /// An expectation does not hold.
+    #[error("{segment} {key:?} is at revision {actual}, not where the writer expected it")]
+    Conflict {
+        /// The segment.
+        segment: Segment,
+        /// The key.
+        key: String,
+        /// Its current revision; 0 if nothing is there.
+        actual: Rev,
+    },
+    /// An id is in the log with other content, or a batch mixes known and new ids.
+    #[error("event id {id} is in the log with other content or in another batch")]
+    IdConflict {
+        /// The first such id.
+        id: EventId,
+    },
+    /// The batch breaks a limit or an event is malformed.
+    #[error("the batch is refused: {detail}")]
+    Invalid {
+        /// What is wrong, with the limit.
+        detail: String,
+    },
+    /// The writer's scope does not cover a segment.
+    #[error("{actor} may not write to {segment}")]
+    Forbidden {
+        /// Who asked.
+        actor: String,
+        /// The segment.
+        segment: Segment,
+    },
+    /// The log cannot grow: the disk is full. Known before the commit, so nothing is half-written
+    /// and smaller batches may still fit; reading goes on.
+    #[error("the log cannot grow: {detail}")]
+    NoSpace {
+        /// What the disk said.
+        detail: String,
+    },
+    /// The log is stopping or has failed; the batch may or may not be written: repeat it with the
+    /// same ids.
+    #[error("the log is stopping")]
+    Stopping,
+}
+
+/// What to read.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Filter {
+    /// Segments to include; empty means every segment that the reader may read.
+    #[serde(default)]
+    pub segments: Vec<SegmentGlob>,
+    /// Types to include; empty means all.
+    #[serde(default)]
+    pub kinds: Vec<String>,
+    /// Only this key.
+    #[serde(default)]
+    pub key: Option<String>,
+}
+
+impl Filter {
+    /// Everything in the segments of these globs.
+    #[must_use]
+    pub fn segments(globs: impl IntoIterator<Item = SegmentGlob>) -> Self {
+        Self {
+            segments: globs.into_iter().collect(),
+            ..Self::default()
+        }
+    }
+
+    /// Whether `event` is wanted.
+    #[must_use]
+    pub fn matches(&self, event: &Recorded) -> bool {
+        (self.segments.is_empty()
+            || self
+                .segments
+                .iter()
+                .any(|glob| glob.matches(&event.segment)))
+            && (self.kinds.is_empty() || self.kinds.contains(&event.kind))
+            && self.key.as_ref().is_none_or(|key| *key == event.key)
+    }
+}
+
+/// One page of history.
+#[derive(Debug, Clone)]
+pub struct Page {
+    /// Matching events in position order.
+    pub events: Vec<Arc<Recorded>>,
+    /// Read on from here: everything up to and including it has been looked at.
+    pub next_after: Position,
+    /// The last durable position when the page was read.
+    pub head: Position,
+}
+
+/// Why the log cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    /// The position is beyond the last durable one: the reader's own record is from another log or
+    /// from one that lost its tail.
+    #[error("position {after} is beyond the head of the log, {head}")]
+    BeyondHead {
+        /// What was asked for.
+        after: Position,
+        /// The last durable position.
+        head: Position,
+    },
+    /// The reader's scope does not cover what it asked for.
+    #[error("{actor} may not read {glob}")]
+    Forbidden {
+        /// Who asked.
+        actor: String,
+        /// The glob.
+        glob: SegmentGlob,
+    },
+    /// The stored bytes are not what was written.
+    #[error("the log is damaged: {detail}")]
+    Damaged {
+        /// Extent, byte and what is wrong there.
+        detail: String,
+    },
+    /// The log is stopping.
+    #[error("the log is stopping")]
+    Stopping,
+}
+
+/// What a subscription delivers.
+#[derive(Debug, Clone)]
+pub enum Delivery {
+    /// The next matching event.
+    Event(Arc<Recorded>),
+    /// Every event up to here has been delivered or did not match; what follows is live. Comes once.
+    CaughtUp(Position),
+    /// Nothing matched up to here: a subscriber may store it and resume from it.
+    Progress(Position),
+}
+
+/// A subscription: history first, then live. Pulling is the only back-pressure: a reader that stops
+/// costs the writer nothing and later reads from disk.
+pub trait Subscribe: Send + fmt::Debug {
+    /// The next delivery; waits while there is none. Safe to cancel.
+    fn next(&mut self) -> BoxFuture<'_, Result<Delivery, ReadError>>;
+}
+
+/// The log, with the scope of one reader and writer.
+pub trait EventLog: Send + Sync + fmt::Debug {
+    /// Writes a batch durably, or nothing. Ids are checked before expectations: a batch whose ids
+    /// are all known, in the same order and with the same content, gets its first answer.
+    fn append(&self, batch: Append) -> BoxFuture<'_, Result<Appended, AppendError>>;
+
+    /// Up to `limit` matching events after `after`.
+    fn read(
+        &self,
+        filter: Filter,
+        after: Position,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Page, ReadError>>;
+
+    /// Matching events from after `after` on, without end.
+    ///
+    /// # Errors
+    /// [`ReadError::BeyondHead`] and [`ReadError::Forbidden`].
+    fn subscribe(&self, filter: Filter, after: Position) -> Result<Box<dyn Subscribe>, ReadError>;
+
+    /// The last durable position.
+    fn head(&self) -> Position;
+}
+
+/// Who uses the log and for what; in process it is given at start, over HTTP it comes from a token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogScope {
+    /// Stands as `actor` in every event.
+    pub actor: String,
+    /// Segments it may append to.
+    pub write: Vec<SegmentGlob>,
+    /// Segments it may read.
+    pub read: Vec<SegmentGlob>,
+}
+
+/// The head revisions of a projection's keys, for `expect`.
+pub type Revs = BTreeMap<(Segment, String), Rev>;

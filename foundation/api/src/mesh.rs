@@ -1,0 +1,79 @@
+//! Who may be dialed, and who may speak from an address: leases, and how they are resolved.
+
+use std::fmt;
+use std::net::{Ipv6Addr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+use tabbify_types::{AppId, Epoch, HostName, InstanceId, MeshKey, SlotId, Tenant, Timestamp};
+
+use crate::BoxFuture;
+
+/// The platform's word that a key answers for an instance of an app, signed by the issuer as a JWS
+/// of type `tabbify-lease+jwt`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    /// The app.
+    pub app: AppId,
+    /// Its tenant.
+    pub tenant: Tenant,
+    /// The slot that the instance fills.
+    pub slot: SlotId,
+    /// Fences earlier holders of the slot.
+    pub epoch: Epoch,
+    /// The instance.
+    pub instance: InstanceId,
+    /// Its WireGuard key.
+    pub key: MeshKey,
+    /// The machine it runs on.
+    pub host: HostName,
+    /// Where its WireGuard socket may be reached: soft state, best first.
+    pub candidates: Vec<SocketAddr>,
+    /// When the lease ends.
+    pub not_after: Timestamp,
+}
+
+/// A peer as the mesh needs it: a key, the inner addresses it may speak from, the outer ones to try.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerRecord {
+    /// Its WireGuard key.
+    pub key: MeshKey,
+    /// Inner addresses that it may use as source; checked on every packet.
+    pub addresses: Vec<Ipv6Addr>,
+    /// Outer addresses to try, best first; empty for a peer that only ever calls us.
+    pub endpoints: Vec<SocketAddr>,
+}
+
+/// Why an address leads nowhere.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ResolveError {
+    /// Nobody holds a lease for it.
+    #[error("no lease for {0}")]
+    NoLease(Ipv6Addr),
+    /// No peer has this key.
+    #[error("no peer has the key {0}")]
+    UnknownKey(MeshKey),
+    /// The answer is not signed as it must be.
+    #[error("the lease is refused: {0}")]
+    Refused(String),
+    /// The coordinator cannot be asked.
+    #[error("the coordinator cannot be reached: {0}")]
+    Unreachable(String),
+}
+
+/// Answers who is behind an address or a key. Nobody gets a full roster.
+pub trait Resolver: Send + Sync + fmt::Debug {
+    /// The peer that answers for `address` now: an app's primary, an instance, or a host.
+    fn by_address(&self, address: Ipv6Addr) -> BoxFuture<'_, Result<PeerRecord, ResolveError>>;
+
+    /// The peer that has `key`, when it calls us.
+    fn by_key(&self, key: MeshKey) -> BoxFuture<'_, Result<PeerRecord, ResolveError>>;
+}
+
+/// Hands out signed leases: the coordinator, in process now, over TLS later.
+pub trait Leases: Send + Sync + fmt::Debug {
+    /// The signed lease (compact JWS) of the instance that `address` means now.
+    fn resolve(&self, address: Ipv6Addr) -> BoxFuture<'_, Result<String, ResolveError>>;
+
+    /// Reports where an instance's WireGuard socket may be reached: after spawn and on adoption.
+    fn report_candidates(&self, key: MeshKey, candidates: Vec<SocketAddr>);
+}
