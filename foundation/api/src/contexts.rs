@@ -75,7 +75,11 @@ pub enum ContextsError {
 
 impl Default for Contexts {
     fn default() -> Self {
-        Self { version: VERSION, current: None, context: BTreeMap::new() }
+        Self {
+            version: VERSION,
+            current: None,
+            context: BTreeMap::new(),
+        }
     }
 }
 
@@ -122,15 +126,23 @@ impl Contexts {
     /// The context of this name, with the name as it stands in the file.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<(&str, &Context)> {
-        self.context.get_key_value(name).map(|(name, context)| (name.as_str(), context))
+        self.context
+            .get_key_value(name)
+            .map(|(name, context)| (name.as_str(), context))
     }
 
     /// The context of a server: the current one if it is of this server, else the first by name.
     #[must_use]
     pub fn of_server(&self, server: &str) -> Option<(&str, &Context)> {
         let of_server = |(_, context): &(&str, &Context)| context.server == server;
-        let by_name = || self.context.iter().map(|(name, context)| (name.as_str(), context));
-        self.current().filter(of_server).or_else(|| by_name().find(of_server))
+        let by_name = || {
+            self.context
+                .iter()
+                .map(|(name, context)| (name.as_str(), context))
+        };
+        self.current()
+            .filter(of_server)
+            .or_else(|| by_name().find(of_server))
     }
 
     /// Adds or replaces a context and makes it the current one.
@@ -144,9 +156,15 @@ impl Contexts {
 /// neither is known; a relative path counts as unset, as the XDG Base Directory Specification says.
 #[must_use]
 pub fn contexts_path(config_home: Option<&Path>, home: Option<&Path>) -> Option<PathBuf> {
-    let config_home = config_home.filter(|path| path.is_absolute()).map(Path::to_path_buf);
+    let config_home = config_home
+        .filter(|path| path.is_absolute())
+        .map(Path::to_path_buf);
     let home = home.filter(|path| path.is_absolute());
-    Some(config_home.or_else(|| Some(home?.join(".config")))?.join(CONTEXTS_FILE))
+    Some(
+        config_home
+            .or_else(|| Some(home?.join(".config")))?
+            .join(CONTEXTS_FILE),
+    )
 }
 
 #[cfg(test)]
@@ -175,7 +193,10 @@ mod tests {
         );
         assert_eq!(Contexts::parse(&text).unwrap(), contexts);
         assert_eq!(Contexts::parse("version = 1").unwrap(), Contexts::default());
-        assert_eq!(Contexts::parse(&Contexts::default().to_text()).unwrap(), Contexts::default());
+        assert_eq!(
+            Contexts::parse(&Contexts::default().to_text()).unwrap(),
+            Contexts::default()
+        );
     }
 
     #[test]
@@ -196,7 +217,10 @@ mod tests {
     fn anything_else_is_refused() {
         let check = |text: &str, expected: &str| {
             let error = Contexts::parse(text).unwrap_err();
-            assert!(format!("{error:?}").starts_with(expected), "{text}: {error:?}");
+            assert!(
+                format!("{error:?}").starts_with(expected),
+                "{text}: {error:?}"
+            );
         };
         check("", "Malformed");
         check("version = 1\nserver = \"x\"", "Malformed");
@@ -215,8 +239,28 @@ mod tests {
             contexts_path(Some(Path::new(config)), Some(Path::new(home)))
         };
         assert_eq!(path("/c", "/h"), Some("/c/tabbify/contexts.toml".into()));
-        assert_eq!(path("c", "/h"), Some("/h/.config/tabbify/contexts.toml".into()));
+        assert_eq!(
+            path("c", "/h"),
+            Some("/h/.config/tabbify/contexts.toml".into())
+        );
         assert_eq!(path("c", "h"), None);
         assert_eq!(contexts_path(None, None), None);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_refused_or_comes_back(text in "(version = 1\n)?(\\PC|\n){0,60}") {
+            if let Ok(contexts) = Contexts::parse(&text) {
+                proptest::prop_assert_eq!(Contexts::parse(&contexts.to_text()).ok(), Some(contexts));
+            }
+        }
+
+        #[test]
+        fn any_context_round_trips(name in "\\PC{1,20}", server in "\\PC{0,40}", key in "\\PC{0,40}") {
+            let mut contexts = Contexts::default();
+            let context = Context { owner_key: key.into(), ..context(&server) };
+            contexts.put_current(&name, context);
+            proptest::prop_assert_eq!(Contexts::parse(&contexts.to_text()).ok(), Some(contexts));
+        }
     }
 }
