@@ -1,0 +1,209 @@
+//! What auth knows: a pure fold of `platform` and `platform.auth`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tabbify_api::log::Filter;
+use tabbify_token::{KeyError, PlatformId, PublicKey, TokenError, Verifier, verify_endorsement};
+use tabbify_types::event::v1::{IssuerKeyRotated, PlatformInitialized, UserRegistered};
+use tabbify_types::event::{Event, EventError};
+use tabbify_types::{Position, Recorded, Segment, SegmentGlob, SigningKeyId, Tenant};
+
+/// LIMIT: issuer keys that count at one time: the newest, and the one before it while its tokens
+/// live.
+pub const ISSUER_KEYS_MAX: usize = 2;
+
+/// Somebody who can sign in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct User {
+    /// The subject of the user's tokens.
+    pub subject: String,
+    /// The tenant the user belongs to.
+    pub tenant: Tenant,
+    /// The key whose proofs sign the user in, if that is how.
+    pub key: Option<PublicKey>,
+}
+
+/// The fold. Equal logs give equal states.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct State {
+    position: Position,
+    root: Option<PublicKey>,
+    /// Oldest first.
+    issuers: Vec<PublicKey>,
+    tenants: BTreeSet<Tenant>,
+    users: BTreeMap<String, User>,
+    by_key: BTreeMap<SigningKeyId, String>,
+}
+
+/// Why the log cannot be followed further. The state is as it was before the event.
+#[derive(Debug, thiserror::Error)]
+pub enum FoldError {
+    /// An event that auth must understand is not understood.
+    #[error("event {position} cannot be understood")]
+    Event {
+        /// Its position.
+        position: Position,
+        /// Why.
+        #[source]
+        source: EventError,
+    },
+    /// A key in an event is not one that can be relied on.
+    #[error("event {position} brings a key that cannot be relied on")]
+    Key {
+        /// Its position.
+        position: Position,
+        /// Why.
+        #[source]
+        source: KeyError,
+    },
+    /// An issuer key comes without the root key's word, or under another key's id.
+    #[error("event {position} brings an issuer key that the root key has not signed")]
+    Endorsement {
+        /// Its position.
+        position: Position,
+        /// Why.
+        #[source]
+        source: TokenError,
+    },
+    /// The platform is initialized twice, or used before it is.
+    #[error("event {position} does not fit: position 1, and only it, initializes a platform")]
+    Initialization {
+        /// Its position.
+        position: Position,
+    },
+}
+
+impl State {
+    /// What the fold reads.
+    #[must_use]
+    pub fn filter() -> Filter {
+        Filter::segments([&Segment::platform(), &Segment::auth()].map(SegmentGlob::from))
+    }
+
+    /// Position of the last event that was applied.
+    #[must_use]
+    pub const fn position(&self) -> Position {
+        self.position
+    }
+
+    /// The platform's root key; `None` before position 1.
+    #[must_use]
+    pub const fn root(&self) -> Option<&PublicKey> {
+        self.root.as_ref()
+    }
+
+    /// The issuer keys that count, oldest first.
+    #[must_use]
+    pub fn issuers(&self) -> &[PublicKey] {
+        &self.issuers
+    }
+
+    /// Whether the tenant exists.
+    #[must_use]
+    pub fn has_tenant(&self, tenant: &Tenant) -> bool {
+        self.tenants.contains(tenant)
+    }
+
+    /// The user whose proofs this key signs.
+    #[must_use]
+    pub fn user_by_key(&self, kid: &SigningKeyId) -> Option<&User> {
+        self.users.get(self.by_key.get(kid)?)
+    }
+
+    /// Accepts what the keys that count have signed; `None` before position 1.
+    #[must_use]
+    pub fn verifier(&self) -> Option<Verifier> {
+        let platform = PlatformId::of(&self.root.as_ref()?.bytes());
+        Some(
+            self.issuers
+                .iter()
+                .cloned()
+                .fold(Verifier::new(platform), Verifier::with_key),
+        )
+    }
+
+    /// Applies the next event and says whether auth now knows something else. Events of other
+    /// segments and types are skipped: what a tenant writes into its own segment counts for nothing
+    /// here, whatever type it gives it.
+    ///
+    /// # Errors
+    /// [`FoldError`]: auth must stop rather than go on without the event.
+    pub fn apply(&mut self, recorded: &Recorded) -> Result<bool, FoldError> {
+        let changed = self.change(recorded)?;
+        self.position = recorded.position;
+        Ok(changed)
+    }
+
+    fn change(&mut self, recorded: &Recorded) -> Result<bool, FoldError> {
+        let position = recorded.position;
+        if ![Segment::platform(), Segment::auth()].contains(&recorded.segment) {
+            return Ok(false);
+        }
+        let event = recorded
+            .event()
+            .map_err(|source| FoldError::Event { position, source })?;
+        match event {
+            Some(Event::PlatformInitialized(data)) => self.initialize(position, &data)?,
+            Some(Event::TenantCreated(data)) => {
+                self.tenants.insert(data.tenant);
+            }
+            Some(Event::IssuerKeyRotated(data)) => self.rotate(position, &data)?,
+            Some(Event::UserRegistered(data)) => self.register(position, data)?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    fn initialize(
+        &mut self,
+        position: Position,
+        data: &PlatformInitialized,
+    ) -> Result<(), FoldError> {
+        if position != Position(1) || self.root.is_some() {
+            return Err(FoldError::Initialization { position });
+        }
+        let root = PublicKey::try_from(data.root_key);
+        self.root = Some(root.map_err(|source| FoldError::Key { position, source })?);
+        Ok(())
+    }
+
+    fn rotate(&mut self, position: Position, data: &IssuerKeyRotated) -> Result<(), FoldError> {
+        let root = self
+            .root
+            .as_ref()
+            .ok_or(FoldError::Initialization { position })?;
+        let refused = |source| FoldError::Endorsement { position, source };
+        verify_endorsement(root, &data.public, &data.signature).map_err(refused)?;
+        if data.kid != data.public.id() {
+            return Err(refused(TokenError::UnknownKey));
+        }
+        let key = PublicKey::try_from(data.public)
+            .map_err(|source| FoldError::Key { position, source })?;
+        self.issuers.retain(|known| *known != key);
+        self.issuers.push(key);
+        if self.issuers.len() > ISSUER_KEYS_MAX {
+            self.issuers.remove(0);
+        }
+        Ok(())
+    }
+
+    fn register(&mut self, position: Position, data: UserRegistered) -> Result<(), FoldError> {
+        let key = data.key.map(PublicKey::try_from).transpose();
+        let key = key.map_err(|source| FoldError::Key { position, source })?;
+        // Somebody's new key takes the place of the old one, and a key has one holder.
+        self.by_key.retain(|_, user| *user != data.user);
+        if let Some(key) = &key {
+            self.by_key.insert(key.bytes().id(), data.user.clone());
+        }
+        let user = User {
+            subject: data.user.clone(),
+            tenant: data.tenant,
+            key,
+        };
+        self.users.insert(data.user, user);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,294 @@
+//! The fold takes what is signed, in any order of replay, and nothing else.
+
+use proptest::prelude::{
+    Just, ProptestConfig, Strategy, any, prop_assert_eq, prop_oneof, proptest,
+};
+use tabbify_token::{SecretKey, endorse_issuer};
+use tabbify_types::event::v1::{TenantCreated, TokenIssued};
+use tabbify_types::{EventId, NewEvent, Rev, Timestamp};
+
+use super::*;
+
+type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
+
+fn root() -> SecretKey {
+    SecretKey::from_seed(&[1; 32])
+}
+
+fn key(n: u8) -> SecretKey {
+    SecretKey::from_seed(&[n.saturating_add(2); 32])
+}
+
+fn recorded(position: u64, segment: Segment, event: impl Into<Event>) -> Fallible<Recorded> {
+    let new = NewEvent::new(segment, "key", &event.into())?;
+    Ok(Recorded {
+        position: Position(position),
+        segment: new.segment,
+        key: new.key,
+        rev: Rev(position),
+        id: EventId::mint(),
+        kind: new.kind,
+        version: new.version,
+        at: Timestamp::from_secs(position),
+        actor: "test".to_owned(),
+        cause: None,
+        trace: None,
+        data: new.data,
+    })
+}
+
+fn rotated(n: u8, by: &SecretKey) -> IssuerKeyRotated {
+    let public = key(n).public();
+    IssuerKeyRotated {
+        kid: public.id(),
+        public,
+        signature: endorse_issuer(by, &public),
+    }
+}
+
+fn registered(user: &str, n: u8) -> UserRegistered {
+    let key = Some(key(n).public());
+    UserRegistered {
+        user: user.to_owned(),
+        tenant: Tenant::main(),
+        key,
+    }
+}
+
+fn begun() -> Fallible<State> {
+    let mut state = State::default();
+    let first = PlatformInitialized {
+        root_key: root().public(),
+    };
+    state.apply(&recorded(1, Segment::platform(), first)?)?;
+    Ok(state)
+}
+
+#[test]
+fn only_what_the_root_key_signed_is_an_issuer_key() {
+    let mut state = begun().unwrap();
+    let refuse = |state: &mut State, data: IssuerKeyRotated| {
+        let before = state.clone();
+        let error = state
+            .apply(&recorded(2, Segment::auth(), data).unwrap())
+            .unwrap_err();
+        assert!(
+            matches!(
+                error,
+                FoldError::Endorsement {
+                    position: Position(2),
+                    ..
+                }
+            ),
+            "{error}"
+        );
+        assert_eq!(*state, before);
+    };
+    refuse(&mut state, rotated(1, &key(1)));
+    refuse(
+        &mut state,
+        IssuerKeyRotated {
+            public: key(2).public(),
+            ..rotated(1, &root())
+        },
+    );
+    refuse(
+        &mut state,
+        IssuerKeyRotated {
+            kid: key(2).id(),
+            ..rotated(1, &root())
+        },
+    );
+    refuse(
+        &mut state,
+        IssuerKeyRotated {
+            signature: String::new(),
+            ..rotated(1, &root())
+        },
+    );
+    assert!(
+        state
+            .apply(&recorded(2, Segment::auth(), rotated(1, &root())).unwrap())
+            .unwrap()
+    );
+    assert!(state.verifier().unwrap().keys().contains_key(&key(1).id()));
+}
+
+#[test]
+fn a_platform_begins_once_and_first() {
+    let first = PlatformInitialized {
+        root_key: root().public(),
+    };
+    let mut state = State::default();
+    let late = recorded(2, Segment::platform(), first.clone()).unwrap();
+    assert!(matches!(
+        state.apply(&late),
+        Err(FoldError::Initialization { .. })
+    ));
+    let early = recorded(1, Segment::auth(), rotated(1, &root())).unwrap();
+    assert!(matches!(
+        state.apply(&early),
+        Err(FoldError::Initialization { .. })
+    ));
+    let mut state = begun().unwrap();
+    let again = recorded(2, Segment::platform(), first).unwrap();
+    assert!(matches!(
+        state.apply(&again),
+        Err(FoldError::Initialization { .. })
+    ));
+    let weak = PlatformInitialized {
+        root_key: tabbify_types::VerifyingKeyBytes([0; 32]),
+    };
+    let weak = recorded(1, Segment::platform(), weak).unwrap();
+    assert!(matches!(
+        State::default().apply(&weak),
+        Err(FoldError::Key { .. })
+    ));
+}
+
+#[test]
+fn other_segments_count_for_nothing() {
+    let mut state = begun().unwrap();
+    let before = state.clone();
+    for segment in [Segment::apps(&Tenant::main()), Segment::peers()] {
+        let forged = recorded(2, segment, registered("user:owner", 3)).unwrap();
+        assert!(!state.apply(&forged).unwrap());
+    }
+    assert_eq!(
+        State {
+            position: before.position,
+            ..state
+        },
+        before
+    );
+}
+
+#[test]
+fn unknown_types_are_skipped_and_unknown_versions_stop() {
+    let mut state = begun().unwrap();
+    let mut later = recorded(2, Segment::auth(), registered("user:a", 3)).unwrap();
+    later.version = 2;
+    assert!(matches!(
+        state.apply(&later),
+        Err(FoldError::Event {
+            position: Position(2),
+            ..
+        })
+    ));
+    later.kind = "user_promoted".to_owned();
+    assert!(!state.apply(&later).unwrap());
+    assert_eq!(state.position(), Position(2));
+}
+
+/// One event, and what it does to a model of the fold.
+#[derive(Debug, Clone)]
+enum Step {
+    Rotate(u8),
+    Register(u8, u8),
+    Tenant(u8),
+    Issue,
+    Foreign(u8),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        (0_u8..5).prop_map(Step::Rotate),
+        (0_u8..4, 0_u8..5).prop_map(|(user, key)| Step::Register(user, key)),
+        (0_u8..3).prop_map(Step::Tenant),
+        Just(Step::Issue),
+        (0_u8..4).prop_map(Step::Foreign),
+    ]
+}
+
+fn event(position: u64, step: &Step) -> Fallible<Recorded> {
+    let auth = Segment::auth();
+    match step {
+        Step::Rotate(n) => recorded(position, auth, rotated(*n, &root())),
+        Step::Register(user, key) => {
+            recorded(position, auth, registered(&format!("user:{user}"), *key))
+        }
+        Step::Tenant(n) => recorded(
+            position,
+            auth,
+            TenantCreated {
+                tenant: tenant(*n)?,
+            },
+        ),
+        Step::Issue => {
+            let expires = Timestamp::default();
+            let (kind, subject) = ("user".to_owned(), "user:owner".to_owned());
+            recorded(
+                position,
+                auth,
+                TokenIssued {
+                    jti: "j".to_owned(),
+                    kind,
+                    subject,
+                    expires,
+                },
+            )
+        }
+        Step::Foreign(user) => {
+            let segment = Segment::apps(&Tenant::main());
+            recorded(position, segment, registered(&format!("user:{user}"), 0))
+        }
+    }
+}
+
+fn tenant(n: u8) -> Fallible<Tenant> {
+    Ok(format!("t{n}").parse()?)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn replay_is_the_same_however_it_is_cut(
+        steps in proptest::collection::vec(step(), 0..40),
+        cut in any::<proptest::sample::Index>(),
+    ) {
+        let events: Vec<Recorded> = (2..)
+            .zip(&steps)
+            .map(|(position, step)| event(position, step))
+            .collect::<Fallible<_>>()
+            .unwrap();
+        let mut whole = begun().unwrap();
+        for event in &events {
+            whole.apply(event).unwrap();
+        }
+        let (prefix, suffix) = events.split_at(cut.index(events.len() + 1));
+        let mut part = begun().unwrap();
+        for event in prefix {
+            part.apply(event).unwrap();
+        }
+        let mut resumed = part.clone();
+        for event in suffix {
+            resumed.apply(event).unwrap();
+        }
+        prop_assert_eq!(&resumed, &whole);
+
+        // The two newest distinct issuer keys, and each key's latest holder.
+        let mut newest: Vec<u8> = Vec::new();
+        let mut holders = BTreeMap::new();
+        for step in &steps {
+            match step {
+                Step::Rotate(n) => {
+                    newest.retain(|known| known != n);
+                    newest.push(*n);
+                }
+                Step::Register(user, n) => {
+                    holders.retain(|_, holder| holder != user);
+                    holders.insert(*n, *user);
+                }
+                _ => {}
+            }
+        }
+        let newest = &newest[newest.len().saturating_sub(ISSUER_KEYS_MAX)..];
+        let kids: Vec<_> = whole.issuers().iter().map(|key| key.bytes().id()).collect();
+        prop_assert_eq!(kids, newest.iter().map(|n| key(*n).id()).collect::<Vec<_>>());
+        for n in 0..5 {
+            let holder = whole.user_by_key(&key(n).id()).map(|user| user.subject.clone());
+            prop_assert_eq!(holder, holders.get(&n).map(|user| format!("user:{user}")));
+        }
+    }
+}
