@@ -1,0 +1,375 @@
+//! Answers open causes: for each app the oldest one, with one batch. Pure.
+//!
+//! | cause | answer |
+//! |---|---|
+//! | deploy requested | `app_placed`, or `deploy_finished` failed; an unfinished deploy is superseded |
+//! | starting, drained | the fact |
+//! | started | the fact, `lease_granted` |
+//! | healthy, of the deploy or the successor | the fact, `traffic_shifted`, `deploy_finished`, `app_stop_requested` for the rest |
+//! | failed or stopped, of the deploy | the fact, `lease_released`, `deploy_finished` failed |
+//! | failed or stopped, of what serves | the fact, `lease_released`, `app_placed` of a successor |
+
+use std::fmt::Write as _;
+
+use tabbify_api::log::{Append, Expect};
+use tabbify_types::event::v1::{
+    AppPlaced, AppStopRequested, DeployFinished, DeployOutcome, DeploySuperseded, InstanceRef,
+    LeaseGranted, LeaseReleased, TrafficShifted,
+};
+use tabbify_types::event::{Event, EventError};
+use tabbify_types::{
+    AppId, DeployId, EventId, HostName, InstanceId, MeshKey, NewEvent, Position, Rev, Segment,
+    SlotId, VersionNumber,
+};
+
+use crate::app::{App, Cause, What};
+use crate::place::pick;
+use crate::state::State;
+
+/// LIMIT: instances placed one after the other for one that died, without one of them living long.
+/// Then the app stays down until the next deploy.
+pub const REPLACEMENTS_MAX: u32 = 10;
+
+/// The answer to one cause.
+#[derive(Debug, Clone)]
+pub struct Step {
+    /// The app.
+    pub app: AppId,
+    /// Position of the cause.
+    pub cause: Position,
+    /// What to append. Its last event is one that the coordinator itself reads.
+    pub batch: Append,
+}
+
+/// The answers to the oldest open cause of each app.
+///
+/// # Errors
+/// [`EventError`] if an event cannot be written: a fault of this program.
+pub fn plan(state: &State) -> Result<Vec<Step>, EventError> {
+    let mut steps = Vec::new();
+    for (id, app) in &state.apps {
+        if let Some((position, cause)) = app.open.first_key_value() {
+            steps.push(answer(state, *id, app, *position, cause)?);
+        }
+    }
+    Ok(steps)
+}
+
+fn answer(
+    state: &State,
+    id: AppId,
+    app: &App,
+    position: Position,
+    cause: &Cause,
+) -> Result<Step, EventError> {
+    let draft = || Draft::new(id, app, position, cause.id);
+    let draft = match &cause.what {
+        What::Deploy { deploy, version } => {
+            let mut begun = draft();
+            match begin(&mut begun, state, *deploy, *version) {
+                Ok(()) => begun,
+                // What is too large for an event is the version's configuration: the same that
+                // fitted, just so, into `version_published`.
+                Err(EventError::Data { .. }) => {
+                    let mut refused = draft();
+                    let why = format!("The configuration of v{version} is too large.");
+                    refused.fail(*deploy, &why)?;
+                    refused
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        What::Report { of, event } => {
+            let mut draft = draft();
+            record(&mut draft, state, *of, event)?;
+            draft
+        }
+    };
+    Ok(Step {
+        app: id,
+        cause: position,
+        batch: draft.batch(),
+    })
+}
+
+fn begin(
+    draft: &mut Draft<'_>,
+    state: &State,
+    deploy: DeployId,
+    version: VersionNumber,
+) -> Result<(), EventError> {
+    let app = draft.app;
+    let Some(release) = app.releases.get(&version) else {
+        return draft.fail(deploy, &format!("v{version} is not published."));
+    };
+    let host = match pick(state, release.run.runtime) {
+        Ok(host) => host,
+        // What is under way goes on: a deploy that cannot begin takes nothing over.
+        Err(why) => return draft.fail(deploy, &why),
+    };
+    if let Some(rollout) = &app.rollout {
+        let old = rollout.deploy;
+        let superseded = DeploySuperseded {
+            app: draft.id,
+            deploy: old,
+            by: deploy,
+        };
+        draft.fact("superseded", &superseded.into())?;
+        draft.stop(rollout.instance)?;
+    }
+    draft.place(deploy, version, host)
+}
+
+fn record(
+    draft: &mut Draft<'_>,
+    state: &State,
+    of: InstanceRef,
+    event: &Event,
+) -> Result<(), EventError> {
+    draft.fact("fact", event)?;
+    match event {
+        Event::AppStarted(data) => draft.grant(of.instance, data.key),
+        Event::AppHealthy(_) => draft.healthy(of.instance),
+        Event::AppFailed(data) => draft.ended(state, of.instance, &data.detail),
+        Event::AppStopped(_) => draft.ended(state, of.instance, "It was stopped."),
+        _ => Ok(()),
+    }
+}
+
+/// A batch in the making. Orders to hosts come first and facts last, so that whoever has read its
+/// last event has read all of it that the coordinator reads.
+struct Draft<'a> {
+    id: AppId,
+    app: &'a App,
+    cause: Position,
+    seed: EventId,
+    orders: Vec<NewEvent>,
+    mesh: Vec<NewEvent>,
+    facts: Vec<NewEvent>,
+}
+
+impl<'a> Draft<'a> {
+    fn new(id: AppId, app: &'a App, cause: Position, seed: EventId) -> Self {
+        let (orders, mesh, facts) = (Vec::new(), Vec::new(), Vec::new());
+        Self {
+            id,
+            app,
+            cause,
+            seed,
+            orders,
+            mesh,
+            facts,
+        }
+    }
+
+    fn event(&self, segment: Segment, label: &str, event: &Event) -> Result<NewEvent, EventError> {
+        let id = self.seed.derived(label);
+        Ok(NewEvent::with_id(id, segment, self.id, event)?.caused_by(self.cause))
+    }
+
+    fn fact(&mut self, label: &str, event: &Event) -> Result<(), EventError> {
+        let event = self.event(Segment::apps(&self.app.tenant), label, event)?;
+        self.facts.push(event);
+        Ok(())
+    }
+
+    fn mesh(&mut self, label: &str, event: &Event) -> Result<(), EventError> {
+        let event = self.event(Segment::peers(), label, event)?;
+        self.mesh.push(event);
+        Ok(())
+    }
+
+    /// A fact, and the same as an order to a host.
+    fn order(&mut self, host: &HostName, label: &str, event: &Event) -> Result<(), EventError> {
+        let copy = self.event(Segment::host(host), &format!("{label} copy"), event)?;
+        self.orders.push(copy);
+        self.fact(label, event)
+    }
+
+    fn place(
+        &mut self,
+        deploy: DeployId,
+        version: VersionNumber,
+        host: HostName,
+    ) -> Result<(), EventError> {
+        let Some(release) = self.app.releases.get(&version) else {
+            return Ok(());
+        };
+        let slot = SlotId::FIRST;
+        let epoch = self
+            .app
+            .epochs
+            .get(&slot)
+            .copied()
+            .unwrap_or_default()
+            .next();
+        let placed = AppPlaced {
+            app: self.id,
+            tenant: self.app.tenant.clone(),
+            deploy,
+            version,
+            host: host.clone(),
+            slot,
+            epoch,
+            instance: self.app.last_instance.next(),
+            artifact: release.artifact,
+            run: release.run.clone(),
+        };
+        self.order(&host, "placed", &placed.into())
+    }
+
+    /// Tells an instance to end, if it lives and has not been told.
+    fn stop(&mut self, instance: InstanceId) -> Result<(), EventError> {
+        let Some(living) = self.app.instances.get(&instance) else {
+            return Ok(());
+        };
+        if living.stop_requested {
+            return Ok(());
+        }
+        let release = self.app.releases.get(&living.version);
+        let drain_ms = release.map_or(0, |release| release.run.stop_timeout_ms);
+        let of = InstanceRef {
+            app: self.id,
+            instance,
+        };
+        let stop = AppStopRequested { of, drain_ms };
+        self.order(&living.host, &format!("stop {instance}"), &stop.into())
+    }
+
+    fn grant(&mut self, instance: InstanceId, key: MeshKey) -> Result<(), EventError> {
+        let Some(living) = self.app.instances.get(&instance) else {
+            return Ok(());
+        };
+        let lease = LeaseGranted {
+            app: self.id,
+            tenant: self.app.tenant.clone(),
+            slot: living.slot,
+            epoch: living.epoch,
+            instance,
+            key,
+            host: living.host.clone(),
+        };
+        self.mesh("granted", &lease.into())
+    }
+
+    /// The instance answers: if it is the one that is waited for, it gets the traffic.
+    fn healthy(&mut self, instance: InstanceId) -> Result<(), EventError> {
+        let app = self.app;
+        let rollout = app
+            .rollout
+            .as_ref()
+            .filter(|rollout| rollout.instance == instance);
+        let successor = app
+            .serving
+            .as_ref()
+            .filter(|_| app.successor == Some(instance));
+        let (deploy, version) = match (rollout, successor) {
+            (Some(rollout), _) => (rollout.deploy, rollout.version),
+            (None, Some(serving)) => (serving.deploy, serving.version),
+            (None, None) => return Ok(()),
+        };
+        let shifted = TrafficShifted {
+            app: self.id,
+            deploy,
+            version,
+            instances: vec![instance],
+            primary: instance,
+        };
+        self.fact("shifted", &shifted.into())?;
+        if rollout.is_some() {
+            self.finish(deploy, DeployOutcome::Succeeded, String::new())?;
+        }
+        // A successor does not end the deploy that is under way beside it.
+        let awaited = app.rollout.as_ref().map(|rollout| rollout.instance);
+        for other in app.instances.keys().copied() {
+            if other != instance && Some(other) != awaited {
+                self.stop(other)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The instance is gone.
+    fn ended(
+        &mut self,
+        state: &State,
+        instance: InstanceId,
+        detail: &str,
+    ) -> Result<(), EventError> {
+        let app = self.app;
+        if app.leases.contains_key(&instance) {
+            let released = LeaseReleased {
+                app: self.id,
+                instance,
+            };
+            self.mesh("released", &released.into())?;
+        }
+        if let Some(rollout) = app.rollout.as_ref().filter(|it| it.instance == instance) {
+            return self.fail(rollout.deploy, detail);
+        }
+        let Some(serving) = &app.serving else {
+            return Ok(());
+        };
+        let told = app
+            .instances
+            .get(&instance)
+            .is_some_and(|it| it.stop_requested);
+        let served = serving.primary == instance || app.successor == Some(instance);
+        if !served || told || app.replaced >= REPLACEMENTS_MAX {
+            return Ok(());
+        }
+        let Some(release) = app.releases.get(&serving.version) else {
+            return Ok(());
+        };
+        // If no machine can take it, it stays down, as its `app_failed` says.
+        let Ok(host) = pick(state, release.run.runtime) else {
+            return Ok(());
+        };
+        match self.place(serving.deploy, serving.version, host) {
+            // A machine with a longer name can make a configuration too large that just fitted.
+            Err(EventError::Data { .. }) => Ok(()),
+            placed => placed,
+        }
+    }
+
+    fn fail(&mut self, deploy: DeployId, why: &str) -> Result<(), EventError> {
+        let mut detail = why.trim_end().to_owned();
+        if !detail.ends_with(['.', '!', '?']) {
+            detail.push('.');
+        }
+        if let Some(version) = self.app.served() {
+            // Writing to a string does not fail.
+            let _ = write!(detail, " v{version} still serves.");
+        }
+        self.finish(deploy, DeployOutcome::Failed, detail)
+    }
+
+    fn finish(
+        &mut self,
+        deploy: DeployId,
+        outcome: DeployOutcome,
+        detail: String,
+    ) -> Result<(), EventError> {
+        let finished = DeployFinished {
+            app: self.id,
+            deploy,
+            outcome,
+            detail,
+        };
+        self.fact("finished", &finished.into())
+    }
+
+    fn batch(self) -> Append {
+        let expect = if self.app.rev == Rev(0) {
+            Expect::None
+        } else {
+            Expect::Rev(self.app.rev)
+        };
+        let segment = Segment::apps(&self.app.tenant);
+        let events = [self.orders, self.mesh, self.facts].concat();
+        Append::of(events).expecting(segment, self.id.to_string(), expect)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,1013 @@
+//! The plan, by text scripts: commands of people and machines go in, what is appended comes out.
+//!
+//! A little log without disk gives positions and revisions; every batch that is planned is written
+//! and read back until nothing is left to answer.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use expect_test::{Expect as Snapshot, expect};
+use proptest::prelude::{
+    Just, ProptestConfig, Strategy, any, prop_assert_eq, prop_oneof, proptest,
+};
+use tabbify_types::event::v1::{
+    Access, AppFailed, AppHealthy, AppRegistered, AppStarted, AppStarting, AppStopped, Capability,
+    DeployRequested, FailureReason, InstanceDrained, RunConfig, RuntimeKind, VersionPublished,
+};
+use tabbify_types::{AppUla, ByteSize, Digest, InstanceUla, MeshKey, Recorded, Tenant, Timestamp};
+
+use super::*;
+use crate::Config;
+use crate::app::Phase;
+use crate::join::join;
+
+type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
+
+/// LIMIT: rounds of planning after one command; more means that the plan does not come to rest.
+const ROUNDS_MAX: usize = 8;
+
+#[derive(Default)]
+struct World {
+    state: State,
+    log: Vec<Recorded>,
+    revs: BTreeMap<(Segment, String), Rev>,
+    ids: BTreeSet<EventId>,
+    deploys: Vec<DeployId>,
+    secs: u64,
+    out: String,
+}
+
+impl World {
+    fn append(&mut self, batch: Append) -> Fallible<()> {
+        for it in &batch.expect {
+            let actual = self
+                .revs
+                .get(&(it.segment.clone(), it.key.clone()))
+                .copied();
+            let expected = match it.expect {
+                Expect::None => None,
+                Expect::Rev(rev) => Some(rev),
+            };
+            if actual != expected {
+                return Err(format!("{} {} is at {actual:?}", it.segment, it.key).into());
+            }
+        }
+        for new in batch.events {
+            if !self.ids.insert(new.id) {
+                return Err(format!("id {} twice", new.id).into());
+            }
+            let rev = self
+                .revs
+                .entry((new.segment.clone(), new.key.clone()))
+                .or_default();
+            *rev = rev.next();
+            let recorded = Recorded {
+                position: Position(self.log.len() as u64 + 1),
+                rev: *rev,
+                segment: new.segment,
+                key: new.key,
+                id: new.id,
+                kind: new.kind,
+                version: new.version,
+                at: Timestamp::from_secs(self.secs),
+                actor: "test".to_owned(),
+                cause: new.cause,
+                trace: None,
+                data: new.data,
+            };
+            if let Some(rejected) = self.state.apply(&recorded)? {
+                self.say(&format!("  refused: {}", rejected.why));
+            }
+            self.log.push(recorded);
+        }
+        Ok(())
+    }
+
+    fn say(&mut self, line: &str) {
+        self.out.push_str(line);
+        self.out.push('\n');
+    }
+
+    fn one(
+        &mut self,
+        segment: Segment,
+        key: impl ToString,
+        event: impl Into<Event>,
+    ) -> Fallible<()> {
+        self.append(Append::of(vec![NewEvent::new(
+            segment,
+            key,
+            &event.into(),
+        )?]))
+    }
+
+    /// Writes what is planned until nothing is.
+    fn settle(&mut self) -> Fallible<()> {
+        for _ in 0..ROUNDS_MAX {
+            let steps = plan(&self.state)?;
+            // A second coordinator, or the same one after a crash, plans the same to the byte.
+            let again = plan(&self.state)?;
+            for (step, again) in steps.iter().zip(&again) {
+                let text = |step: &Step| serde_json::to_string(&step.batch);
+                if text(step)? != text(again)? {
+                    return Err("planned differently twice".into());
+                }
+            }
+            if steps.is_empty() {
+                return Ok(());
+            }
+            for Step { batch, .. } in steps {
+                for event in &batch.events {
+                    let line = self.line(event)?;
+                    self.say(&line);
+                }
+                self.append(batch)?;
+            }
+        }
+        Err("the plan does not come to rest".into())
+    }
+
+    fn line(&self, new: &NewEvent) -> Fallible<String> {
+        let event = Event::decode(&new.kind, new.version, new.data.get())?.ok_or("not ours")?;
+        let deploy = |id: DeployId| {
+            let n = self
+                .deploys
+                .iter()
+                .position(|known| *known == id)
+                .map_or(0, |n| n + 1);
+            format!("d{n}")
+        };
+        let text = match event {
+            Event::AppPlaced(it) => format!(
+                "{} v{} as #{} on {} slot {} epoch {}",
+                deploy(it.deploy),
+                it.version,
+                it.instance,
+                it.host,
+                it.slot,
+                it.epoch
+            ),
+            Event::AppStarting(it) => format!("#{}", it.of.instance),
+            Event::AppStarted(it) => format!("#{}", it.of.instance),
+            Event::AppHealthy(it) => format!("#{}", it.of.instance),
+            Event::AppStopped(it) => format!("#{}", it.of.instance),
+            Event::AppFailed(it) => format!("#{} {:?}", it.of.instance, it.reason),
+            Event::InstanceDrained(it) => format!("#{}", it.of.instance),
+            Event::AppStopRequested(it) => format!("#{} within {} ms", it.of.instance, it.drain_ms),
+            Event::LeaseGranted(it) => {
+                format!("#{} on {} epoch {}", it.instance, it.host, it.epoch)
+            }
+            Event::LeaseReleased(it) => format!("#{}", it.instance),
+            Event::TrafficShifted(it) => {
+                format!("{} v{} to #{}", deploy(it.deploy), it.version, it.primary)
+            }
+            Event::DeployFinished(it) => {
+                format!("{} {:?} {}", deploy(it.deploy), it.outcome, it.detail)
+            }
+            Event::DeploySuperseded(it) => format!("{} by {}", deploy(it.deploy), deploy(it.by)),
+            other => format!("{other:?}"),
+        };
+        Ok(format!(
+            "  {} {} {}",
+            new.segment,
+            new.kind,
+            text.trim_end()
+        ))
+    }
+
+    /// One line of a script.
+    fn command(&mut self, line: &str) -> Fallible<()> {
+        self.secs += 1;
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words.as_slice() {
+            ["machine", host, capabilities @ ..] => self.machine(host, capabilities)?,
+            ["app", app] => {
+                let id = app_id(app);
+                let registered = AppRegistered {
+                    app: id,
+                    tenant: Tenant::main(),
+                    name: app.parse()?,
+                    address: AppUla::derive(id),
+                };
+                self.one(apps(), id, registered)?;
+            }
+            ["publish", app, version, runtime] => self.publish(app, version, runtime)?,
+            ["deploy", app, version] => {
+                let deploy = DeployId::mint();
+                self.deploys.push(deploy);
+                let (app, version) = (app_id(app), version.parse()?);
+                self.one(
+                    apps(),
+                    app,
+                    DeployRequested {
+                        app,
+                        deploy,
+                        version,
+                    },
+                )?;
+            }
+            ["deploy", app, version, "again"] => {
+                let deploy = *self.deploys.last().ok_or("no deploy yet")?;
+                let (app, version) = (app_id(app), version.parse()?);
+                self.one(
+                    apps(),
+                    app,
+                    DeployRequested {
+                        app,
+                        deploy,
+                        version,
+                    },
+                )?;
+            }
+            ["minutes", n] => self.secs += n.parse::<u64>()? * 60,
+            [host, "says", what, app, instance] => self.report(host, what, app, instance)?,
+            _ => return Err(format!("not a command: {line}").into()),
+        }
+        self.settle()
+    }
+
+    fn machine(&mut self, host: &str, capabilities: &[&str]) -> Fallible<()> {
+        let capability = |text: &&str| match text.split_once("=") {
+            None => Capability {
+                runtime: (*text).to_owned(),
+                works: true,
+                detail: String::new(),
+            },
+            Some((runtime, detail)) => Capability {
+                runtime: runtime.to_owned(),
+                works: false,
+                detail: detail.replace('_', " "),
+            },
+        };
+        let config = Config {
+            host: host.parse()?,
+            key: MeshKey(*blake3_of(host).first_chunk().ok_or("short")?),
+            tags: Vec::new(),
+            capabilities: capabilities.iter().map(capability).collect(),
+        };
+        if let Some(batch) = join(&self.state, &config)? {
+            self.append(batch)?;
+        }
+        assert!(join(&self.state, &config)?.is_none(), "joined once");
+        Ok(())
+    }
+
+    fn publish(&mut self, app: &str, version: &str, runtime: &str) -> Fallible<()> {
+        let (runtime, filler) = match runtime.split_once('+') {
+            Some((runtime, bytes)) => (runtime, bytes.parse()?),
+            None => (runtime, 0),
+        };
+        let runtime: RuntimeKind = serde_json::from_value(runtime.into())?;
+        let env = BTreeMap::from([("FILLER".to_owned(), "x".repeat(filler))]);
+        let published = VersionPublished {
+            app: app_id(app),
+            version: version.parse()?,
+            artifact: Digest::of(version.as_bytes()),
+            config: Digest::of(b"config"),
+            access: Access::Private,
+            run: RunConfig {
+                runtime,
+                entry: "app.wasm".to_owned(),
+                memory: ByteSize::mib(64),
+                env,
+                stop_timeout_ms: 30_000,
+                healthy_within_ms: 60_000,
+            },
+            secrets: Vec::new(),
+        };
+        self.one(apps(), app_id(app), published)
+    }
+
+    fn report(&mut self, host: &str, what: &str, app: &str, instance: &str) -> Fallible<()> {
+        let (app, instance) = (
+            app_id(app),
+            InstanceId(instance.trim_start_matches('#').parse()?),
+        );
+        let of = InstanceRef { app, instance };
+        let key = MeshKey(
+            *blake3_of(&format!("{app} {instance}"))
+                .first_chunk()
+                .ok_or("short")?,
+        );
+        let (app_ula, instance_ula) = (AppUla::derive(app), InstanceUla::derive(app, instance));
+        let started = AppStarted {
+            of,
+            app_ula,
+            instance_ula,
+            key,
+        };
+        let event = match what {
+            "starting" => Event::from(AppStarting { of }),
+            "started" => Event::from(started),
+            "started-with-a-machine-s-key" => {
+                let key = self.state.hosts.values().next().ok_or("no machine")?.key;
+                Event::from(AppStarted { key, ..started })
+            }
+            "started-elsewhere" => {
+                let app_ula = AppUla::derive(AppId::mint());
+                Event::from(AppStarted { app_ula, ..started })
+            }
+            "healthy" => Event::from(AppHealthy { of }),
+            "stopped" => Event::from(AppStopped { of }),
+            "drained" => Event::from(InstanceDrained {
+                of,
+                finished: 3,
+                cut: 0,
+            }),
+            "failed" => Event::from(AppFailed {
+                of,
+                reason: FailureReason::Exited,
+                detail: "It exited with code 1".to_owned(),
+                log_tail: "é".repeat(9_000),
+            }),
+            "traffic" => {
+                let (deploy, version) = (DeployId::mint(), VersionNumber(1));
+                let (instances, primary) = (vec![instance], instance);
+                Event::from(TrafficShifted {
+                    app,
+                    deploy,
+                    version,
+                    instances,
+                    primary,
+                })
+            }
+            other => return Err(format!("not a report: {other}").into()),
+        };
+        self.one(Segment::host_reports(&host.parse()?), app, event)
+    }
+}
+
+fn apps() -> Segment {
+    Segment::apps(&Tenant::main())
+}
+
+fn blake3_of(text: &str) -> [u8; 32] {
+    Digest::of(text.as_bytes()).0
+}
+
+/// A UUID of the name, so that scripts are stable.
+fn app_id(name: &str) -> AppId {
+    let bytes = blake3_of(name);
+    let mut text = String::new();
+    for (n, byte) in bytes.iter().take(16).enumerate() {
+        if [4, 6, 8, 10].contains(&n) {
+            text.push('-');
+        }
+        // Writing to a string does not fail.
+        let _ = write!(text, "{byte:02x}");
+    }
+    text.parse()
+        .expect("hex digits with hyphens in the right places are a UUID")
+}
+
+fn run(script: &str) -> Fallible<World> {
+    let mut world = World::default();
+    for line in script
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+    {
+        world.say(&format!("> {line}"));
+        world.command(line)?;
+    }
+    Ok(world)
+}
+
+fn check(script: &str, expected: &Snapshot) {
+    let world = run(script).unwrap();
+    expected.assert_eq(&world.out);
+    holds(&world).unwrap();
+}
+
+const SHOP: &str = "
+    machine box1 wasm-http
+    app shop
+    publish shop 1 wasm-http
+    publish shop 2 wasm-http
+    publish shop 3 wasm-http
+";
+
+const V1_SERVES: &str = "
+    deploy shop 1
+    box1 says starting shop #1
+    box1 says started shop #1
+    box1 says healthy shop #1
+";
+
+#[test]
+fn a_first_deploy_and_the_next() {
+    let script = format!(
+        "{SHOP}{V1_SERVES}
+        deploy shop 2
+        box1 says starting shop #2
+        box1 says started shop #2
+        box1 says healthy shop #2
+        box1 says drained shop #1
+        box1 says stopped shop #1"
+    );
+    check(
+        &script,
+        &expect![[r#"
+        > machine box1 wasm-http
+        > app shop
+        > publish shop 1 wasm-http
+        > publish shop 2 wasm-http
+        > publish shop 3 wasm-http
+        > deploy shop 1
+          platform.hosts.box1 app_placed d1 v1 as #1 on box1 slot 0.0 epoch 1
+          tenant_main.apps app_placed d1 v1 as #1 on box1 slot 0.0 epoch 1
+        > box1 says starting shop #1
+          tenant_main.apps app_starting #1
+        > box1 says started shop #1
+          platform.mesh.peers lease_granted #1 on box1 epoch 1
+          tenant_main.apps app_started #1
+        > box1 says healthy shop #1
+          tenant_main.apps app_healthy #1
+          tenant_main.apps traffic_shifted d1 v1 to #1
+          tenant_main.apps deploy_finished d1 Succeeded
+        > deploy shop 2
+          platform.hosts.box1 app_placed d2 v2 as #2 on box1 slot 0.0 epoch 2
+          tenant_main.apps app_placed d2 v2 as #2 on box1 slot 0.0 epoch 2
+        > box1 says starting shop #2
+          tenant_main.apps app_starting #2
+        > box1 says started shop #2
+          platform.mesh.peers lease_granted #2 on box1 epoch 2
+          tenant_main.apps app_started #2
+        > box1 says healthy shop #2
+          platform.hosts.box1 app_stop_requested #1 within 30000 ms
+          tenant_main.apps app_healthy #2
+          tenant_main.apps traffic_shifted d2 v2 to #2
+          tenant_main.apps deploy_finished d2 Succeeded
+          tenant_main.apps app_stop_requested #1 within 30000 ms
+        > box1 says drained shop #1
+          tenant_main.apps instance_drained #1
+        > box1 says stopped shop #1
+          platform.mesh.peers lease_released #1
+          tenant_main.apps app_stopped #1
+    "#]],
+    );
+}
+
+#[test]
+fn a_deploy_that_fails_leaves_what_serves() {
+    let script = format!(
+        "{SHOP}
+        deploy shop 1
+        box1 says failed shop #1
+        deploy shop 2
+        box1 says starting shop #2
+        box1 says started shop #2
+        box1 says healthy shop #2
+        deploy shop 3
+        box1 says started shop #3
+        box1 says failed shop #3
+        deploy shop 9"
+    );
+    check(
+        &script,
+        &expect![[r#"
+        > machine box1 wasm-http
+        > app shop
+        > publish shop 1 wasm-http
+        > publish shop 2 wasm-http
+        > publish shop 3 wasm-http
+        > deploy shop 1
+          platform.hosts.box1 app_placed d1 v1 as #1 on box1 slot 0.0 epoch 1
+          tenant_main.apps app_placed d1 v1 as #1 on box1 slot 0.0 epoch 1
+        > box1 says failed shop #1
+          tenant_main.apps app_failed #1 Exited
+          tenant_main.apps deploy_finished d1 Failed It exited with code 1.
+        > deploy shop 2
+          platform.hosts.box1 app_placed d2 v2 as #2 on box1 slot 0.0 epoch 2
+          tenant_main.apps app_placed d2 v2 as #2 on box1 slot 0.0 epoch 2
+        > box1 says starting shop #2
+          tenant_main.apps app_starting #2
+        > box1 says started shop #2
+          platform.mesh.peers lease_granted #2 on box1 epoch 2
+          tenant_main.apps app_started #2
+        > box1 says healthy shop #2
+          tenant_main.apps app_healthy #2
+          tenant_main.apps traffic_shifted d2 v2 to #2
+          tenant_main.apps deploy_finished d2 Succeeded
+        > deploy shop 3
+          platform.hosts.box1 app_placed d3 v3 as #3 on box1 slot 0.0 epoch 3
+          tenant_main.apps app_placed d3 v3 as #3 on box1 slot 0.0 epoch 3
+        > box1 says started shop #3
+          platform.mesh.peers lease_granted #3 on box1 epoch 3
+          tenant_main.apps app_started #3
+        > box1 says failed shop #3
+          platform.mesh.peers lease_released #3
+          tenant_main.apps app_failed #3 Exited
+          tenant_main.apps deploy_finished d3 Failed It exited with code 1. v2 still serves.
+        > deploy shop 9
+          tenant_main.apps deploy_finished d4 Failed v9 is not published. v2 still serves.
+    "#]],
+    );
+}
+
+#[test]
+fn a_newer_deploy_supersedes() {
+    let script = format!(
+        "{SHOP}{V1_SERVES}
+        deploy shop 2
+        box1 says started shop #2
+        deploy shop 3
+        deploy shop 3 again
+        box1 says healthy shop #2
+        box1 says stopped shop #2
+        box1 says started shop #3
+        box1 says healthy shop #3"
+    );
+    check(
+        &script,
+        &expect![[r#"
+        > machine box1 wasm-http
+        > app shop
+        > publish shop 1 wasm-http
+        > publish shop 2 wasm-http
+        > publish shop 3 wasm-http
+        > deploy shop 1
+          platform.hosts.box1 app_placed d1 v1 as #1 on box1 slot 0.0 epoch 1
+          tenant_main.apps app_placed d1 v1 as #1 on box1 slot 0.0 epoch 1
+        > box1 says starting shop #1
+          tenant_main.apps app_starting #1
+        > box1 says started shop #1
+          platform.mesh.peers lease_granted #1 on box1 epoch 1
+          tenant_main.apps app_started #1
+        > box1 says healthy shop #1
+          tenant_main.apps app_healthy #1
+          tenant_main.apps traffic_shifted d1 v1 to #1
+          tenant_main.apps deploy_finished d1 Succeeded
+        > deploy shop 2
+          platform.hosts.box1 app_placed d2 v2 as #2 on box1 slot 0.0 epoch 2
+          tenant_main.apps app_placed d2 v2 as #2 on box1 slot 0.0 epoch 2
+        > box1 says started shop #2
+          platform.mesh.peers lease_granted #2 on box1 epoch 2
+          tenant_main.apps app_started #2
+        > deploy shop 3
+          platform.hosts.box1 app_stop_requested #2 within 30000 ms
+          platform.hosts.box1 app_placed d3 v3 as #3 on box1 slot 0.0 epoch 3
+          tenant_main.apps deploy_superseded d2 by d3
+          tenant_main.apps app_stop_requested #2 within 30000 ms
+          tenant_main.apps app_placed d3 v3 as #3 on box1 slot 0.0 epoch 3
+        > deploy shop 3 again
+        > box1 says healthy shop #2
+          tenant_main.apps app_healthy #2
+        > box1 says stopped shop #2
+          platform.mesh.peers lease_released #2
+          tenant_main.apps app_stopped #2
+        > box1 says started shop #3
+          platform.mesh.peers lease_granted #3 on box1 epoch 3
+          tenant_main.apps app_started #3
+        > box1 says healthy shop #3
+          platform.hosts.box1 app_stop_requested #1 within 30000 ms
+          tenant_main.apps app_healthy #3
+          tenant_main.apps traffic_shifted d3 v3 to #3
+          tenant_main.apps deploy_finished d3 Succeeded
+          tenant_main.apps app_stop_requested #1 within 30000 ms
+    "#]],
+    );
+}
+
+#[test]
+fn a_deploy_that_cannot_begin_takes_nothing_over() {
+    let script = "
+        machine box1 wasm-http docker=/var/run/docker.sock,_permission_denied
+        machine box2 wasm-http
+        app shop
+        publish shop 1 wasm-http
+        publish shop 2 docker
+        publish shop 3 wasm-http+65155
+        deploy shop 1
+        deploy shop 2
+        deploy shop 3
+        box1 says started shop #1
+        box1 says healthy shop #1
+        deploy shop 2";
+    check(
+        script,
+        &expect![[r#"
+            > machine box1 wasm-http docker=/var/run/docker.sock,_permission_denied
+            > machine box2 wasm-http
+            > app shop
+            > publish shop 1 wasm-http
+            > publish shop 2 docker
+            > publish shop 3 wasm-http+65155
+            > deploy shop 1
+              platform.hosts.box1 app_placed d1 v1 as #1 on box1 slot 0.0 epoch 1
+              tenant_main.apps app_placed d1 v1 as #1 on box1 slot 0.0 epoch 1
+            > deploy shop 2
+              tenant_main.apps deploy_finished d2 Failed No machine can run docker. box1: /var/run/docker.sock, permission denied. box2: cannot run it.
+            > deploy shop 3
+              tenant_main.apps deploy_finished d3 Failed The configuration of v3 is too large.
+            > box1 says started shop #1
+              platform.mesh.peers lease_granted #1 on box1 epoch 1
+              tenant_main.apps app_started #1
+            > box1 says healthy shop #1
+              tenant_main.apps app_healthy #1
+              tenant_main.apps traffic_shifted d1 v1 to #1
+              tenant_main.apps deploy_finished d1 Succeeded
+            > deploy shop 2
+              tenant_main.apps deploy_finished d4 Failed No machine can run docker. box1: /var/run/docker.sock, permission denied. box2: cannot run it. v1 still serves.
+        "#]],
+    );
+}
+
+#[test]
+fn machines_share_the_load() {
+    let script = "
+        app a
+        app b
+        app c
+        publish a 1 wasm-http
+        publish b 1 wasm-http
+        publish c 1 docker
+        deploy a 1
+        machine box2 wasm-http docker
+        machine box1 wasm-http
+        deploy a 1
+        deploy b 1
+        deploy c 1";
+    check(
+        script,
+        &expect![[r#"
+        > app a
+        > app b
+        > app c
+        > publish a 1 wasm-http
+        > publish b 1 wasm-http
+        > publish c 1 docker
+        > deploy a 1
+          tenant_main.apps deploy_finished d1 Failed No machine can run wasm-http. No machine has joined.
+        > machine box2 wasm-http docker
+        > machine box1 wasm-http
+        > deploy a 1
+          platform.hosts.box1 app_placed d2 v1 as #1 on box1 slot 0.0 epoch 1
+          tenant_main.apps app_placed d2 v1 as #1 on box1 slot 0.0 epoch 1
+        > deploy b 1
+          platform.hosts.box2 app_placed d3 v1 as #1 on box2 slot 0.0 epoch 1
+          tenant_main.apps app_placed d3 v1 as #1 on box2 slot 0.0 epoch 1
+        > deploy c 1
+          platform.hosts.box2 app_placed d4 v1 as #1 on box2 slot 0.0 epoch 1
+          tenant_main.apps app_placed d4 v1 as #1 on box2 slot 0.0 epoch 1
+    "#]],
+    );
+}
+
+#[test]
+fn what_serves_is_replaced_when_it_dies() {
+    let script = format!(
+        "{SHOP}{V1_SERVES}
+        box1 says failed shop #1
+        box1 says failed shop #2
+        box1 says started shop #3
+        deploy shop 2
+        box1 says healthy shop #3
+        box1 says started shop #4
+        box1 says healthy shop #4
+        box1 says failed shop #3
+        box1 says failed shop #4"
+    );
+    check(
+        &script,
+        &expect![[r#"
+        > machine box1 wasm-http
+        > app shop
+        > publish shop 1 wasm-http
+        > publish shop 2 wasm-http
+        > publish shop 3 wasm-http
+        > deploy shop 1
+          platform.hosts.box1 app_placed d1 v1 as #1 on box1 slot 0.0 epoch 1
+          tenant_main.apps app_placed d1 v1 as #1 on box1 slot 0.0 epoch 1
+        > box1 says starting shop #1
+          tenant_main.apps app_starting #1
+        > box1 says started shop #1
+          platform.mesh.peers lease_granted #1 on box1 epoch 1
+          tenant_main.apps app_started #1
+        > box1 says healthy shop #1
+          tenant_main.apps app_healthy #1
+          tenant_main.apps traffic_shifted d1 v1 to #1
+          tenant_main.apps deploy_finished d1 Succeeded
+        > box1 says failed shop #1
+          platform.hosts.box1 app_placed d1 v1 as #2 on box1 slot 0.0 epoch 2
+          platform.mesh.peers lease_released #1
+          tenant_main.apps app_failed #1 Exited
+          tenant_main.apps app_placed d1 v1 as #2 on box1 slot 0.0 epoch 2
+        > box1 says failed shop #2
+          platform.hosts.box1 app_placed d1 v1 as #3 on box1 slot 0.0 epoch 3
+          tenant_main.apps app_failed #2 Exited
+          tenant_main.apps app_placed d1 v1 as #3 on box1 slot 0.0 epoch 3
+        > box1 says started shop #3
+          platform.mesh.peers lease_granted #3 on box1 epoch 3
+          tenant_main.apps app_started #3
+        > deploy shop 2
+          platform.hosts.box1 app_placed d2 v2 as #4 on box1 slot 0.0 epoch 4
+          tenant_main.apps app_placed d2 v2 as #4 on box1 slot 0.0 epoch 4
+        > box1 says healthy shop #3
+          tenant_main.apps app_healthy #3
+          tenant_main.apps traffic_shifted d1 v1 to #3
+        > box1 says started shop #4
+          platform.mesh.peers lease_granted #4 on box1 epoch 4
+          tenant_main.apps app_started #4
+        > box1 says healthy shop #4
+          platform.hosts.box1 app_stop_requested #3 within 30000 ms
+          tenant_main.apps app_healthy #4
+          tenant_main.apps traffic_shifted d2 v2 to #4
+          tenant_main.apps deploy_finished d2 Succeeded
+          tenant_main.apps app_stop_requested #3 within 30000 ms
+        > box1 says failed shop #3
+          platform.mesh.peers lease_released #3
+          tenant_main.apps app_failed #3 Exited
+        > box1 says failed shop #4
+          platform.hosts.box1 app_placed d2 v2 as #5 on box1 slot 0.0 epoch 5
+          platform.mesh.peers lease_released #4
+          tenant_main.apps app_failed #4 Exited
+          tenant_main.apps app_placed d2 v2 as #5 on box1 slot 0.0 epoch 5
+    "#]],
+    );
+}
+
+#[test]
+fn replacements_in_a_row_are_limited() {
+    let mut script = format!("{SHOP}{V1_SERVES}");
+    for n in 1..=11 {
+        // It even becomes healthy each time: that alone does not start the count again.
+        script.push_str(&format!(
+            "box1 says failed shop #{n}\nbox1 says started shop #{}\n",
+            n + 1
+        ));
+        script.push_str(&format!("box1 says healthy shop #{}\n", n + 1));
+    }
+    let world = run(&script).unwrap();
+    let placed = world
+        .log
+        .iter()
+        .filter(|event| event.kind == "app_placed")
+        .count();
+    // Once in the tenant's segment and once in the host's, for the first and ten successors.
+    assert_eq!(placed, 2 * 11, "{}", world.out);
+
+    let mut script = format!("{SHOP}{V1_SERVES}");
+    for n in 1..=15 {
+        script.push_str(&format!("minutes 10\nbox1 says failed shop #{n}\n"));
+        script.push_str(&format!("box1 says started shop #{}\n", n + 1));
+        script.push_str(&format!("box1 says healthy shop #{}\n", n + 1));
+    }
+    let world = run(&script).unwrap();
+    let placed = world
+        .log
+        .iter()
+        .filter(|event| event.kind == "app_placed")
+        .count();
+    assert_eq!(placed, 2 * 16, "{}", world.out);
+}
+
+#[test]
+fn what_cannot_be_true_is_refused() {
+    let script = format!(
+        "{SHOP}
+        machine box2 docker
+        deploy shop 1
+        box1 says healthy shop #1
+        box1 says drained shop #1
+        box2 says starting shop #1
+        box1 says starting shop #2
+        box1 says starting other #1
+        box1 says traffic shop #1
+        box1 says started-elsewhere shop #1
+        box1 says started-with-a-machine-s-key shop #1
+        box1 says started shop #1
+        box1 says started shop #1
+        box1 says starting shop #1
+        box1 says failed shop #1
+        box1 says healthy shop #1
+        box1 says stopped shop #1"
+    );
+    check(
+        &script,
+        &expect![[r#"
+            > machine box1 wasm-http
+            > app shop
+            > publish shop 1 wasm-http
+            > publish shop 2 wasm-http
+            > publish shop 3 wasm-http
+            > machine box2 docker
+            > deploy shop 1
+              platform.hosts.box1 app_placed d1 v1 as #1 on box1 slot 0.0 epoch 1
+              tenant_main.apps app_placed d1 v1 as #1 on box1 slot 0.0 epoch 1
+            > box1 says healthy shop #1
+              refused: app_healthy cannot follow Placed
+            > box1 says drained shop #1
+              refused: the instance was not to drain
+            > box2 says starting shop #1
+              refused: the instance does not run there
+            > box1 says starting shop #2
+              refused: the instance does not run there
+            > box1 says starting other #1
+              refused: there is no such app
+            > box1 says traffic shop #1
+              refused: a host does not report traffic_shifted
+            > box1 says started-elsewhere shop #1
+              refused: its addresses are not the instance's
+            > box1 says started-with-a-machine-s-key shop #1
+              refused: its key belongs to another
+            > box1 says started shop #1
+              platform.mesh.peers lease_granted #1 on box1 epoch 1
+              tenant_main.apps app_started #1
+            > box1 says started shop #1
+              refused: app_started cannot follow Started
+            > box1 says starting shop #1
+              refused: app_starting cannot follow Started
+            > box1 says failed shop #1
+              platform.mesh.peers lease_released #1
+              tenant_main.apps app_failed #1 Exited
+              tenant_main.apps deploy_finished d1 Failed It exited with code 1.
+            > box1 says healthy shop #1
+              refused: the instance does not run there
+            > box1 says stopped shop #1
+              refused: the instance does not run there
+        "#]],
+    );
+}
+
+#[test]
+fn reports_that_are_not_events_stop_nothing() {
+    let mut world = run(SHOP).unwrap();
+    let host = Segment::host_reports(&"box1".parse().unwrap());
+    let event = Event::from(AppStopped {
+        of: InstanceRef {
+            app: app_id("shop"),
+            instance: InstanceId(1),
+        },
+    });
+    let mut new = NewEvent::new(host, "shop", &event).unwrap();
+    new.version = 9;
+    world.append(Append::of(vec![new])).unwrap();
+    assert!(
+        world
+            .out
+            .ends_with("newer than this program understands; upgrade it\n"),
+        "{}",
+        world.out
+    );
+}
+
+#[test]
+fn another_tenant_cannot_speak_about_an_app() {
+    let mut world = run(SHOP).unwrap();
+    let before = world.state.clone();
+    let (app, deploy, version) = (app_id("shop"), DeployId::mint(), VersionNumber(1));
+    let other = Segment::apps(&"other".parse().unwrap());
+    world
+        .one(
+            other.clone(),
+            app,
+            DeployRequested {
+                app,
+                deploy,
+                version,
+            },
+        )
+        .unwrap();
+    let (tenant, name) = ("other".parse().unwrap(), "shop".parse().unwrap());
+    let address = AppUla::derive(app);
+    world
+        .one(
+            other,
+            app,
+            AppRegistered {
+                app,
+                tenant,
+                name,
+                address,
+            },
+        )
+        .unwrap();
+    assert_eq!(world.state.apps, before.apps);
+    assert_eq!(world.state.addresses, before.addresses);
+    assert!(plan(&world.state).unwrap().is_empty());
+}
+
+/// What is true after every script, whatever machines say.
+fn holds(world: &World) -> Fallible<()> {
+    let mut numbers = BTreeSet::new();
+    let mut epochs: BTreeMap<(AppId, SlotId), u32> = BTreeMap::new();
+    let mut finished = BTreeSet::new();
+    let mut orders = 0_i32;
+    for event in &world.log {
+        let host = event.segment.as_str().starts_with("platform.hosts.");
+        match event.event()? {
+            Some(Event::AppPlaced(_) | Event::AppStopRequested(_)) if host => orders += 1,
+            Some(Event::AppPlaced(it)) => {
+                orders -= 1;
+                assert!(
+                    numbers.insert((it.app, it.instance)),
+                    "an instance number twice"
+                );
+                let last = epochs.insert((it.app, it.slot), it.epoch.get());
+                assert!(last.unwrap_or(0) < it.epoch.get(), "an epoch does not grow");
+            }
+            Some(Event::AppStopRequested(_)) => orders -= 1,
+            Some(Event::DeployFinished(it)) => {
+                assert!(finished.insert(it.deploy), "a deploy has two outcomes");
+            }
+            Some(Event::DeploySuperseded(it)) => {
+                assert!(finished.insert(it.deploy), "a deploy has two outcomes");
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(
+        orders, 0,
+        "every order to a host is also a fact, and the other way round"
+    );
+    for app in world.state.apps.values() {
+        assert!(app.open.is_empty(), "a cause is left");
+        for (id, instance) in &app.instances {
+            assert!(
+                instance.reported < Phase::Ended,
+                "an ended instance is kept"
+            );
+            let wanted = app.rollout.as_ref().is_some_and(|it| it.instance == *id)
+                || app.serving.as_ref().is_some_and(|it| it.primary == *id)
+                || app.successor == Some(*id);
+            assert!(wanted || instance.stop_requested, "#{id} runs for nothing");
+            assert_eq!(
+                instance.key.is_some(),
+                app.leases.contains_key(id),
+                "lease of #{id}"
+            );
+        }
+        assert!(
+            app.leases.keys().all(|id| app.instances.contains_key(id)),
+            "a lease outlives"
+        );
+        for deploy in &app.deploys {
+            let under_way = app.rollout.as_ref().is_some_and(|it| it.deploy == *deploy);
+            assert!(
+                under_way != finished.contains(deploy),
+                "a deploy has no outcome"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// A random line of a script, mostly plausible.
+fn line() -> impl Strategy<Value = String> {
+    let app = prop_oneof![Just("shop"), Just("blog")];
+    let report = prop_oneof![
+        4 => Just("started"), 4 => Just("healthy"), 2 => Just("failed"), 2 => Just("stopped"),
+        1 => Just("starting"), 1 => Just("drained"), 1 => Just("traffic"),
+    ];
+    prop_oneof![
+        1 => (app.clone(), 1_u8..5).prop_map(|(app, version)| format!("deploy {app} {version}")),
+        1 => (0_u8..15).prop_map(|minutes| format!("minutes {minutes}")),
+        8 => (1_u8..3, report, app, 1_u8..12).prop_map(|(host, report, app, instance)| {
+            format!("box{host} says {report} {app} #{instance}")
+        }),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        failure_persistence: None, cases: 128, ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn whatever_machines_say_the_plan_holds(
+        lines in proptest::collection::vec(line(), 0..120),
+        cut in any::<proptest::sample::Index>(),
+    ) {
+        let mut script = SHOP.to_owned();
+        script.push_str("machine box2 wasm-http\napp blog\npublish blog 1 wasm-http\n");
+        script.push_str("publish blog 2 docker\n");
+        script.push_str(&lines.join("\n"));
+        let world = run(&script).unwrap();
+        holds(&world).unwrap();
+
+        // Replay: whole, and cut in two anywhere, even in the middle of a batch.
+        let mut whole = State::default();
+        for event in &world.log {
+            whole.apply(event).unwrap();
+        }
+        prop_assert_eq!(&whole, &world.state);
+        let (prefix, suffix) = world.log.split_at(cut.index(world.log.len() + 1));
+        let mut part = State::default();
+        for event in prefix {
+            part.apply(event).unwrap();
+        }
+        let mut resumed = part.clone();
+        for event in suffix {
+            resumed.apply(event).unwrap();
+        }
+        prop_assert_eq!(&resumed, &world.state);
+
+        // A coordinator that is behind plans what is already there: the same ids, nothing new, or
+        // a batch that the app's revision refuses.
+        for Step { app, batch, .. } in plan(&part).unwrap() {
+            let behind = part.apps[&app].rev < world.state.apps[&app].rev;
+            let known = batch.events.iter().all(|event| world.ids.contains(&event.id));
+            proptest::prop_assert!(behind || known);
+        }
+    }
+}
