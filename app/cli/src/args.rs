@@ -1,0 +1,127 @@
+//! What can be asked of `tcli`: its commands and options.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Push an app, reach it at its URL, see how it is.
+#[derive(Debug, Parser)]
+#[command(name = "tcli", version, max_term_width = 100)]
+#[command(
+    after_help = "Exit codes: 0 fine, 1 the app's fault, 2 usage, 3 the platform's fault, \
+                        4 awaiting approval."
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Options that every command takes.
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// The app, by name or id [default: the folder's]
+    #[arg(long, global = true, value_name = "APP")]
+    pub(crate) app: Option<String>,
+    /// URL of the platform [default: $TABBIFY_SERVER, else the context's]
+    #[arg(long, global = true, value_name = "URL")]
+    pub(crate) server: Option<String>,
+    /// Context of contexts.toml to use [default: the server's, else the current one]
+    #[arg(long, global = true, value_name = "NAME")]
+    pub(crate) context: Option<String>,
+    /// Folder of the app
+    #[arg(
+        short = 'C',
+        long,
+        global = true,
+        value_name = "DIR",
+        default_value = "."
+    )]
+    #[arg(hide_default_value = true)]
+    pub(crate) directory: PathBuf,
+    /// Print one JSON document (docs/operating/tcli-json.md)
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Write a tabbify.toml for what is in the folder
+    Init(InitArgs),
+    /// Build, upload, publish and deploy the folder's app, and wait until it serves
+    Push(PushArgs),
+    /// Put a published version into service: tcli deploy [APP] vN
+    Deploy(DeployArgs),
+    /// How the app is
+    Status,
+    /// Every app of the tenant
+    Apps,
+    /// What the app prints
+    Logs(LogsArgs),
+    /// Print a link that signs a browser in to the app, and open it
+    Open(OpenArgs),
+    /// The mesh address of an app, derived from its id without asking anybody
+    Address(AddressArgs),
+    /// Who the platform takes you for
+    Whoami,
+    /// Print a bearer token for programs such as curl; it lasts 15 minutes
+    Token,
+}
+
+/// Of `init`.
+#[derive(Debug, Args)]
+pub(crate) struct InitArgs {
+    /// The app's name [default: the crate's or the folder's]
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+}
+
+/// Of `push`.
+#[derive(Debug, Args)]
+pub(crate) struct PushArgs {
+    /// Publish the version and leave what serves as it is
+    #[arg(long)]
+    pub(crate) no_deploy: bool,
+    /// Show what would happen and change nothing at all
+    #[arg(long, visible_alias = "dry-run")]
+    pub(crate) plan: bool,
+}
+
+/// Of `deploy`.
+#[derive(Debug, Args)]
+pub(crate) struct DeployArgs {
+    /// The app, by name or id, and the version, such as v2; the app may be left out
+    #[arg(required = true, num_args = 1..=2, value_names = ["APP", "VERSION"])]
+    pub(crate) what: Vec<String>,
+}
+
+/// Of `logs`.
+#[derive(Debug, Args)]
+pub(crate) struct LogsArgs {
+    /// Wait for more, until Ctrl-C
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Only lines from then on: 90s, 10m, 2h, 3d ago, or an RFC 3339 time
+    #[arg(long, value_name = "WHEN")]
+    pub(crate) since: Option<String>,
+    /// At most the newest N lines that are there [default: 100, or all with --since]
+    #[arg(long, value_name = "N")]
+    pub(crate) tail: Option<usize>,
+}
+
+/// Of `open`.
+#[derive(Debug, Args)]
+pub(crate) struct OpenArgs {
+    /// Print the link and start no browser
+    #[arg(long)]
+    pub(crate) print: bool,
+}
+
+/// Of `address`.
+#[derive(Debug, Args)]
+pub(crate) struct AddressArgs {
+    /// The app's id [default: from the folder's tabbify.lock]
+    pub(crate) uuid: Option<String>,
+}
