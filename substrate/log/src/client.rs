@@ -1,0 +1,166 @@
+//! The log as one actor may use it. The scope is enforced here, in the service.
+//!
+//! - An append needs a write glob for the segment of every event. An expectation tells the current
+//!   revision, so its segment must be writable or readable.
+//! - A reader gets the events that match its filter and a read glob. Naming a glob that no read
+//!   glob covers is refused, so that a reader learns of its mistake instead of waiting for ever;
+//!   `SegmentGlob::covers` is the rule. Naming none means all that the scope may read.
+
+use std::sync::Arc;
+
+use tabbify_api::BoxFuture;
+use tabbify_api::log::{
+    Append, AppendError, Appended, EventLog, Filter, LogScope, PAGE_EVENTS_MAX, Page, ReadError,
+    Subscribe,
+};
+use tabbify_types::{Position, Segment, SegmentGlob};
+use tokio::sync::oneshot;
+
+use crate::batch;
+use crate::log::Shared;
+use crate::reader::{self, Bounds, Wanted};
+use crate::subscription::Subscription;
+use crate::writer::Request;
+
+/// LIMIT: bytes of data in one page, and of frames read for it: a page may come back short, or
+/// empty, before the head; `next_after` says how far it has looked.
+const PAGE_DATA_LEN_MAX: usize = 8 * 1024 * 1024;
+const PAGE_READ_LEN_MAX: usize = 64 * 1024 * 1024;
+
+/// Implements [`EventLog`].
+#[derive(Debug)]
+pub(crate) struct Client {
+    shared: Arc<Shared>,
+    scope: LogScope,
+    actor: Arc<str>,
+}
+
+impl Client {
+    pub(crate) fn new(shared: Arc<Shared>, scope: LogScope) -> Self {
+        let actor = scope.actor.as_str().into();
+        Self {
+            shared,
+            scope,
+            actor,
+        }
+    }
+
+    fn may_append(&self, batch: &Append) -> Result<(), AppendError> {
+        let matches = |globs: &[SegmentGlob], segment: &Segment| {
+            globs.iter().any(|glob| glob.matches(segment))
+        };
+        let expected = batch.expect.iter().map(|expectation| &expectation.segment);
+        let hidden = expected.filter(|segment| !matches(&self.scope.read, segment));
+        let written = batch.events.iter().map(|event| &event.segment);
+        match written
+            .chain(hidden)
+            .find(|segment| !matches(&self.scope.write, segment))
+        {
+            None => Ok(()),
+            Some(segment) => Err(AppendError::Forbidden {
+                actor: self.scope.actor.clone(),
+                segment: segment.clone(),
+            }),
+        }
+    }
+
+    async fn append_checked(&self, batch: Append) -> Result<Appended, AppendError> {
+        self.may_append(&batch)?;
+        let len =
+            batch::check(&batch, &self.actor).map_err(|detail| AppendError::Invalid { detail })?;
+        let permits = u32::try_from(len).map_err(|_| AppendError::Stopping)?;
+        let room = Arc::clone(&self.shared.room)
+            .acquire_many_owned(permits)
+            .await;
+        let room = room.map_err(|_| AppendError::Stopping)?;
+        let requests = self.shared.requests().ok_or(AppendError::Stopping)?;
+        let (answer, answered) = oneshot::channel();
+        let actor = Arc::clone(&self.actor);
+        let request = Request {
+            batch,
+            actor,
+            len,
+            answer,
+            room,
+        };
+        requests
+            .send(request)
+            .await
+            .map_err(|_| AppendError::Stopping)?;
+        // The writer ends when no sender is left, so this one must not outlive the sending.
+        drop(requests);
+        answered.await.unwrap_or(Err(AppendError::Stopping))
+    }
+
+    fn wanted(&self, filter: Filter, after: Position) -> Result<Wanted, ReadError> {
+        let covered = |glob: &SegmentGlob| self.scope.read.iter().any(|read| read.covers(glob));
+        if let Some(glob) = filter.segments.iter().find(|glob| !covered(glob)) {
+            let (actor, glob) = (self.scope.actor.clone(), glob.clone());
+            return Err(ReadError::Forbidden { actor, glob });
+        }
+        let head = self.shared.head();
+        if after > head {
+            return Err(ReadError::BeyondHead { after, head });
+        }
+        Ok(Wanted::new(filter, self.scope.read.clone()))
+    }
+
+    async fn read_page(
+        &self,
+        filter: Filter,
+        after: Position,
+        limit: usize,
+    ) -> Result<Page, ReadError> {
+        let mut wanted = self.wanted(filter, after)?;
+        let head = self.shared.head();
+        let bounds = Bounds {
+            events: limit.min(PAGE_EVENTS_MAX),
+            data_len: PAGE_DATA_LEN_MAX,
+            read_len: PAGE_READ_LEN_MAX,
+        };
+        let recent = reader::from_memory(&self.shared, &mut wanted, after, head, bounds);
+        let looked = match recent {
+            Some(looked) => looked,
+            None => {
+                let shared = Arc::clone(&self.shared);
+                let pass = tokio::task::spawn_blocking(move || {
+                    reader::from_files(&shared, &mut wanted, after, head, bounds)
+                });
+                pass.await.map_err(|_| ReadError::Stopping)??
+            }
+        };
+        Ok(Page {
+            events: looked.events,
+            next_after: looked.upto,
+            head,
+        })
+    }
+}
+
+impl EventLog for Client {
+    fn append(&self, batch: Append) -> BoxFuture<'_, Result<Appended, AppendError>> {
+        Box::pin(self.append_checked(batch))
+    }
+
+    fn read(
+        &self,
+        filter: Filter,
+        after: Position,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Page, ReadError>> {
+        Box::pin(self.read_page(filter, after, limit))
+    }
+
+    fn subscribe(&self, filter: Filter, after: Position) -> Result<Box<dyn Subscribe>, ReadError> {
+        let wanted = self.wanted(filter, after)?;
+        Ok(Box::new(Subscription::new(
+            Arc::clone(&self.shared),
+            wanted,
+            after,
+        )))
+    }
+
+    fn head(&self) -> Position {
+        self.shared.head()
+    }
+}

@@ -1,0 +1,55 @@
+//! The event log, embedded engine (DESIGN section 5): one directory of extent files, one writer.
+//!
+//! Plane: substrate. Threads: one writer per open [`Log`], which blocks in `fdatasync`, and for a
+//! moment one that prepares the next extent. Spawns no task; history is read on tokio's blocking
+//! pool. Owns the bounded queue into the writer and the watch cell of the durable position.
+//!
+//! ```text
+//!  append ─▶ queue ─▶ writer: judge against the tip ─▶ frame ─▶ pwrite ─▶ fdatasync ─▶ answers
+//!                                                                             │
+//!  subscribe ◀── recent events in memory, or frames from files ◀── durable position (watch)
+//! ```
+//!
+//! Invariants:
+//! 1. An answered append is on disk; positions are gapless from 1, revisions per (segment, key).
+//! 2. Bytes below the durable position never change; nobody reads above it.
+//! 3. Only a tail that is provably torn is cut; any other damage refuses to open.
+//! 4. A failed write or sync ends the process and is never retried.
+//! 5. A reader costs the writer nothing, however slow it is.
+//!
+//! Reading order: `fields`, `record` and `frame` are the bytes, `extent` the files, `scan` and `tail`
+//! what opening does with them, `index` what is kept in memory, `batch` and `judge` what may be
+//! appended, `writer` the commit and `spare` its next file, `reader` and `subscription` the way out,
+//! `client` who may, `log` the handle on it all. The format: docs/protocols/log-format.md.
+
+mod fields;
+mod record;
+
+mod frame;
+
+mod extent;
+
+mod scan;
+mod tail;
+
+mod index;
+
+mod batch;
+mod judge;
+
+mod spare;
+mod writer;
+
+mod reader;
+mod subscription;
+
+mod client;
+
+mod log;
+
+mod error;
+mod options;
+
+pub use error::{OpenError, TornTail};
+pub use log::{Log, LogId, Verified};
+pub use options::Options;
