@@ -1,0 +1,215 @@
+//! From the UDP socket to the peers: one task reads and only looks at what kind of message it is;
+//! another, behind a bounded queue, does the work that strangers can cause.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use gotatun::noise::TunnResult;
+use gotatun::noise::errors::WireGuardError;
+use gotatun::noise::handshake::parse_handshake_anon;
+use gotatun::packet::{Packet, WgHandshakeInit, WgKind};
+use gotatun::x25519::PublicKey;
+use tabbify_api::mesh::ResolveError;
+use tabbify_process::Importance;
+use tabbify_types::MeshKey;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+
+use crate::endpoint::Endpoint;
+use crate::peer::send_all;
+use crate::stats::{add, count};
+use crate::underlay::Arrivals;
+
+/// LIMIT: handshake messages that wait to be verified.
+pub(crate) const HANDSHAKES_WAITING_MAX: usize = 256;
+/// LIMIT: strangers that are being looked up at once, and for how long each.
+const LOOKUPS_MAX: usize = 64;
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
+/// LIMIT: errors of the socket in a row after which it counts as broken. Single ones are old ICMP
+/// messages.
+const ERRORS_MAX: usize = 1000;
+
+pub(crate) type Handshake = (SocketAddr, Packet);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Message {
+    /// Of a handshake: to be verified first.
+    Handshake,
+    /// For the session with this index.
+    Session(u32),
+    Malformed,
+}
+
+fn classify(bytes: &[u8]) -> Message {
+    let index = |at| {
+        bytes
+            .get(at..at + 4)
+            .and_then(|b| b.try_into().ok())
+            .map(u32::from_le_bytes)
+    };
+    match (bytes.first(), bytes.len()) {
+        (Some(1), 148) | (Some(2), 92) => Message::Handshake,
+        (Some(3), 64) | (Some(4), 32..) => index(4).map_or(Message::Malformed, Message::Session),
+        _ => Message::Malformed,
+    }
+}
+
+/// Reads datagrams until the endpoint stops, or the socket is broken.
+pub(crate) async fn read(endpoint: Arc<Endpoint>, handshakes: mpsc::Sender<Handshake>) {
+    let mut arrivals = Arrivals::new();
+    let mut errors = 0;
+    while errors < ERRORS_MAX {
+        let received = tokio::select! {
+            received = endpoint.underlay.receive(&mut arrivals) => received,
+            () = endpoint.stop.cancelled() => return,
+        };
+        match received {
+            Ok(from) => {
+                errors = 0;
+                sort(&endpoint, &handshakes, from, &arrivals);
+            }
+            Err(error) => {
+                errors += 1;
+                tracing::debug!(%error, "receiving failed");
+            }
+        }
+    }
+    tracing::error!("the WireGuard socket is broken");
+}
+
+fn sort(
+    endpoint: &Endpoint,
+    handshakes: &mpsc::Sender<Handshake>,
+    from: SocketAddr,
+    arrivals: &Arrivals,
+) {
+    let counters = &endpoint.ours.counters;
+    if arrivals.is_empty() {
+        count(&counters.datagrams_in);
+        count(&counters.dropped_malformed);
+    }
+    for datagram in arrivals.datagrams() {
+        count(&counters.datagrams_in);
+        add(&counters.bytes_in, datagram.len() as u64);
+        let packet = || Packet::from_bytes(BytesMut::from(datagram));
+        match classify(datagram) {
+            Message::Session(index) => endpoint.deliver(index, from, packet()),
+            Message::Handshake => {
+                if handshakes.try_send((from, packet())).is_err() {
+                    count(&counters.dropped_overload);
+                }
+            }
+            Message::Malformed => count(&counters.dropped_malformed),
+        }
+    }
+}
+
+/// Verifies handshake messages, and has the senders of initiations looked up.
+pub(crate) async fn verify(endpoint: Arc<Endpoint>, mut handshakes: mpsc::Receiver<Handshake>) {
+    let lookups = Arc::new(Semaphore::new(LOOKUPS_MAX));
+    let counters = &endpoint.ours.counters;
+    loop {
+        let (from, packet) = tokio::select! {
+            Some(handshake) = handshakes.recv() => handshake,
+            () = endpoint.stop.cancelled() => return,
+        };
+        endpoint.ours.limiter.try_reset_count();
+        match endpoint.ours.limiter.verify_packet(from, packet) {
+            Ok(WgKind::HandshakeInit(initiation)) => {
+                match Arc::clone(&lookups).try_acquire_owned() {
+                    Ok(permit) => look_up(&endpoint, from, initiation, permit),
+                    Err(_) => count(&counters.dropped_overload),
+                }
+            }
+            Ok(WgKind::HandshakeResp(response)) => {
+                endpoint.deliver(response.receiver_idx.get(), from, response.into());
+            }
+            Ok(WgKind::CookieReply(_) | WgKind::Data(_)) => count(&counters.dropped_malformed),
+            Err(TunnResult::WriteToNetwork(cookie)) => {
+                count(&counters.dropped_rate_limited);
+                send_all(&[(from, cookie.into())], &mut Vec::new(), &endpoint).await;
+            }
+            Err(TunnResult::Err(WireGuardError::InvalidPacket)) => {
+                count(&counters.dropped_malformed);
+            }
+            Err(_) => count(&counters.dropped_handshake),
+        }
+    }
+}
+
+fn look_up(
+    endpoint: &Arc<Endpoint>,
+    from: SocketAddr,
+    initiation: Packet<WgHandshakeInit>,
+    permit: OwnedSemaphorePermit,
+) {
+    let counters = &endpoint.ours.counters;
+    let (secret, public) = (
+        endpoint.ours.key.secret(),
+        PublicKey::from(endpoint.public.0),
+    );
+    let Ok(half) = parse_handshake_anon(secret, &public, &initiation) else {
+        count(&counters.dropped_handshake);
+        return;
+    };
+    let key = MeshKey(half.peer_static_public);
+    let endpoint = Arc::clone(endpoint);
+    let tasks = endpoint.tasks.clone();
+    tasks.spawn("mesh-lookup", Importance::Detached, async move {
+        let _permit = permit;
+        let record = tokio::time::timeout(LOOKUP_TIMEOUT, endpoint.resolver.by_key(key)).await;
+        match record {
+            Ok(Ok(record)) if record.key == key => {
+                endpoint.admit(&record, from, WgKind::HandshakeInit(initiation));
+            }
+            // Nobody can be asked: that takes the word back from nobody who had it.
+            Err(_) | Ok(Err(ResolveError::Unreachable(_))) => {
+                tracing::debug!(peer = %key, "peer not looked up");
+                endpoint.readmit(key, from, initiation.into());
+            }
+            Ok(refusal) => {
+                tracing::debug!(peer = %key, ?refusal, "peer refused");
+                count(&endpoint.ours.counters.dropped_unknown_key);
+                endpoint.revoke(key);
+            }
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn kinds() {
+        let message = |kind, len| {
+            let mut bytes = vec![0; len];
+            bytes[0] = kind;
+            bytes[4..8].copy_from_slice(&[1, 2, 3, 4]);
+            classify(&bytes)
+        };
+        assert_eq!(message(1, 148), Message::Handshake);
+        assert_eq!(message(2, 92), Message::Handshake);
+        assert_eq!(message(3, 64), Message::Session(0x0403_0201));
+        assert_eq!(message(4, 32), Message::Session(0x0403_0201));
+        assert_eq!(message(4, 31), Message::Malformed);
+        assert_eq!(message(1, 147), Message::Malformed);
+        assert_eq!(classify(&[]), Message::Malformed);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_not_malformed_is_a_message_of_the_engine(
+            kind in 0u8..6,
+            rest in proptest::collection::vec(any::<u8>(), 0..200),
+        ) {
+            let mut bytes = vec![kind];
+            bytes.extend(rest);
+            let known = Packet::from_bytes(BytesMut::from(&bytes[..])).try_into_wg().is_ok();
+            prop_assert_eq!(classify(&bytes) != Message::Malformed, known);
+        }
+    }
+}

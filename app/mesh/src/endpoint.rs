@@ -1,0 +1,259 @@
+//! What the tasks of one mesh share: the registry of peers, the routes to them, the listeners.
+//!
+//! Locks are taken in the order registry, session or routes; all others alone.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::{SocketAddr, SocketAddrV6};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use gotatun::packet::{Packet, WgKind};
+use tabbify_api::mesh::{PeerRecord, Resolver};
+use tabbify_process::{Importance, Tasks};
+use tabbify_types::MeshKey;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::DialError;
+use crate::listener::Listeners;
+use crate::peer::{Epoch, Peer, send_all};
+use crate::session::{Ours, Outbox, Session};
+use crate::stack::{ConnId, ConnectError};
+use crate::stats::count;
+use crate::underlay::Underlay;
+
+pub(crate) struct Endpoint {
+    pub(crate) ours: Ours,
+    pub(crate) public: MeshKey,
+    pub(crate) underlay: Underlay,
+    pub(crate) resolver: Arc<dyn Resolver>,
+    pub(crate) tasks: Tasks,
+    /// Ends the tasks: when the mesh is dropped, not when the process begins to drain.
+    pub(crate) stop: CancellationToken,
+    pub(crate) epoch: Epoch,
+    pub(crate) listeners: Listeners,
+    /// Notified when a peer has no connection left.
+    pub(crate) quiet: Notify,
+    peers: Mutex<HashMap<MeshKey, Arc<Peer>>>,
+    routes: RwLock<HashMap<u32, Arc<Peer>>>,
+}
+
+impl Endpoint {
+    pub(crate) fn new(
+        ours: Ours,
+        underlay: Underlay,
+        resolver: Arc<dyn Resolver>,
+        tasks: Tasks,
+    ) -> Self {
+        Self {
+            public: ours.key.public(),
+            ours,
+            underlay,
+            resolver,
+            tasks,
+            stop: CancellationToken::new(),
+            epoch: Epoch::start(),
+            listeners: Listeners::default(),
+            quiet: Notify::new(),
+            peers: Mutex::default(),
+            routes: RwLock::default(),
+        }
+    }
+
+    pub(crate) fn sessions(&self) -> usize {
+        self.peers().len()
+    }
+
+    /// Whether no connection is left.
+    pub(crate) fn is_quiet(&self) -> bool {
+        let peers: Vec<_> = self.peers().values().cloned().collect();
+        peers.iter().all(|peer| peer.session().stack.is_empty())
+    }
+
+    /// Begins a connection with the peer of `record`, with a session that is there or a new one.
+    pub(crate) fn connect(
+        self: &Arc<Self>,
+        record: &PeerRecord,
+        remote: SocketAddrV6,
+    ) -> Result<(Arc<Peer>, ConnId), DialError> {
+        let mut peers = self.peers();
+        if self.stop.is_cancelled() {
+            return Err(DialError::Closed);
+        }
+        let now = self.epoch.now();
+        let known = peers.get(&record.key).cloned();
+        let peer = match known {
+            Some(peer) => {
+                peer.session().update(record, now);
+                peer
+            }
+            None => {
+                let limit = self.ours.limits.peers;
+                if peers.len() >= limit {
+                    return Err(DialError::Busy {
+                        what: "peers",
+                        limit,
+                    });
+                }
+                if !self.ours.key.contributes(record.key) {
+                    return Err(DialError::Unreachable(remote));
+                }
+                let session = Session::new(self.ours.clone(), record, now);
+                self.add(&mut peers, record.key, session, Outbox::default())
+            }
+        };
+        let mut session = peer.session();
+        if !session.has_target() {
+            return Err(DialError::Unreachable(remote));
+        }
+        // Under the registry's lock, so that the session cannot be forgotten as unused before.
+        let id = session.connect(remote).map_err(|error| match error {
+            ConnectError::Full => {
+                let limit = self.ours.limits.connections_per_peer;
+                DialError::Busy {
+                    what: "connections with one peer",
+                    limit,
+                }
+            }
+            ConnectError::Unaddressable => DialError::Refused(remote),
+        })?;
+        drop(session);
+        peer.kick();
+        Ok((peer, id))
+    }
+
+    /// Lets the peer of `record` in, whose initiation this is.
+    pub(crate) fn admit(
+        self: &Arc<Self>,
+        record: &PeerRecord,
+        from: SocketAddr,
+        initiation: WgKind,
+    ) {
+        let counters = &self.ours.counters;
+        let mut peers = self.peers();
+        if self.stop.is_cancelled() {
+            return;
+        }
+        let now = self.epoch.now();
+        if let Some(peer) = peers.get(&record.key).cloned() {
+            peer.session().update(record, now);
+            if !peer.deliver(from, initiation.into()) {
+                count(&counters.dropped_overload);
+            }
+            return;
+        }
+        if peers.len() >= self.ours.limits.peers {
+            count(&counters.dropped_overload);
+            return;
+        }
+        if !self.ours.key.contributes(record.key) {
+            count(&counters.dropped_handshake);
+            return;
+        }
+        // A session is made only for an initiation that the key's holder has signed.
+        let mut session = Session::new(self.ours.clone(), record, now);
+        let mut out = Outbox::default();
+        session.receive(from, initiation, &self.listeners, &mut out, now);
+        if !out.datagrams.is_empty() {
+            self.add(&mut peers, record.key, session, out);
+        }
+    }
+
+    /// Takes the initiation of a peer that has a session already.
+    pub(crate) fn readmit(&self, key: MeshKey, from: SocketAddr, initiation: Packet) {
+        let peer = self.peers().get(&key).cloned();
+        if !peer.is_some_and(|peer| peer.deliver(from, initiation)) {
+            count(&self.ours.counters.dropped_unknown_key);
+        }
+    }
+
+    /// Ends the session of a key that may not talk to us any more.
+    pub(crate) fn revoke(&self, key: MeshKey) {
+        let peer = self.peers().get(&key).cloned();
+        if let Some(peer) = peer {
+            self.forget(&peer);
+            peer.revoke();
+        }
+    }
+
+    /// Forgets a session that nobody needs; whether it did.
+    pub(crate) fn forget_if_over(&self, peer: &Arc<Peer>) -> bool {
+        let mut peers = self.peers();
+        // Asked again, now that nobody can begin a connection.
+        let over = peer.session().is_over(self.epoch.now());
+        if over {
+            self.forget_locked(&mut peers, peer);
+        }
+        over
+    }
+
+    pub(crate) fn forget(&self, peer: &Arc<Peer>) {
+        self.forget_locked(&mut self.peers(), peer);
+    }
+
+    fn forget_locked(&self, peers: &mut HashMap<MeshKey, Arc<Peer>>, peer: &Arc<Peer>) {
+        if peers
+            .get(&peer.key)
+            .is_some_and(|known| Arc::ptr_eq(known, peer))
+        {
+            peers.remove(&peer.key);
+        }
+        let mut routes = self.routes.write().unwrap_or_else(PoisonError::into_inner);
+        routes.retain(|_, to| !Arc::ptr_eq(to, peer));
+    }
+
+    /// Directs datagrams with these receiver indices to `peer`.
+    pub(crate) fn route(&self, indices: &[u32], peer: &Arc<Peer>) {
+        if indices.is_empty() {
+            return;
+        }
+        let mut routes = self.routes.write().unwrap_or_else(PoisonError::into_inner);
+        // The engine gives indices back when their keys expire.
+        routes.retain(|index, to| !Arc::ptr_eq(to, peer) || self.ours.indices.in_use(*index));
+        routes.extend(indices.iter().map(|index| (*index, Arc::clone(peer))));
+    }
+
+    /// Hands a datagram to the session with this receiver index.
+    pub(crate) fn deliver(&self, index: u32, from: SocketAddr, datagram: Packet) {
+        let routes = self.routes.read().unwrap_or_else(PoisonError::into_inner);
+        match routes.get(&index) {
+            Some(peer) if peer.deliver(from, datagram) => {}
+            Some(_) => count(&self.ours.counters.dropped_overload),
+            None => count(&self.ours.counters.dropped_unknown_session),
+        }
+    }
+
+    fn add(
+        self: &Arc<Self>,
+        peers: &mut HashMap<MeshKey, Arc<Peer>>,
+        key: MeshKey,
+        session: Session,
+        first: Outbox,
+    ) -> Arc<Peer> {
+        let peer = Arc::new(Peer::new(key, self.epoch, session));
+        peers.insert(key, Arc::clone(&peer));
+        let (task, endpoint) = (Arc::clone(&peer), Arc::clone(self));
+        // It outlives the request that dialed first, and so has a span of its own.
+        let _entered = tracing::debug_span!(parent: None, "session", peer = %key).entered();
+        self.tasks
+            .spawn("mesh-peer", Importance::Detached, async move {
+                endpoint.route(&first.indices, &task);
+                send_all(&first.datagrams, &mut Vec::new(), &endpoint).await;
+                task.run(endpoint).await;
+            });
+        peer
+    }
+
+    fn peers(&self) -> MutexGuard<'_, HashMap<MeshKey, Arc<Peer>>> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Endpoint")
+            .field("public", &self.public)
+            .field("underlay", &self.underlay)
+            .finish_non_exhaustive()
+    }
+}

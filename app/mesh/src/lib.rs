@@ -1,0 +1,56 @@
+//! The mesh: a userspace WireGuard overlay with [`listen`](Mesh::listen) and [`dial`](Mesh::dial).
+//!
+//! Plane: app. A library; the node, every runner and the supervisor hold one [`Mesh`] each, with a
+//! key of its own. The engine is the published crate `gotatun`, the TCP/IP stack `smoltcp`; no
+//! cryptography is written here.
+//!
+//! ```text
+//! UDP socket ─ mesh-read ─┬─ inbox ─ mesh-peer (one per remote key) ─┬─ Stream, Listener
+//!              underlay   │   bounded   session: WireGuard ─ TCP/IP  │   under the session's lock
+//!                         └─ queue ─ mesh-verify ─ mesh-lookup       └─ UDP socket
+//!                             bounded   who may talk: the Resolver
+//! ```
+//!
+//! Tasks: `mesh-read` and `mesh-verify` (essential), one `mesh-peer` per session, `mesh-lookup` per
+//! handshake that a peer begins (at most 64). Channels: the queue of handshakes, one inbox per peer,
+//! one backlog per listener; all bounded.
+//!
+//! Invariants:
+//! 1. A peer has a session only if the [`Resolver`](tabbify_api::mesh::Resolver) knows its key; it is
+//!    asked again at every handshake that the peer begins.
+//! 2. An inner packet reaches the stack only if its source is an address that its sender owns and its
+//!    destination is ours.
+//! 3. Where a peer is, is learned only from authenticated data that cannot be a replay.
+//! 4. A connection stays with the key that it began with: an app's address may move, its connections
+//!    do not.
+//! 5. No queue, buffer, timeout or table is without a limit, see [`Limits`].
+//!
+//! The resolver must name all inner addresses of a peer in every record of it: the last record is
+//! what incoming packets are checked against.
+//!
+//! First form: smoltcp only, direct paths only. Kernel TCP, the path agent and the relay are to come.
+
+mod acknowledged;
+mod config;
+mod device;
+mod dispatch;
+mod endpoint;
+mod error;
+mod key;
+mod listener;
+mod mesh;
+mod packet;
+mod peer;
+mod session;
+mod stack;
+mod stats;
+mod stream;
+mod underlay;
+
+pub use config::{Config, Limits};
+pub use error::{DialError, MeshError};
+pub use key::{KeyError, PrivateKey};
+pub use listener::{Incoming, Listener};
+pub use mesh::Mesh;
+pub use stats::Stats;
+pub use stream::Stream;

@@ -1,0 +1,261 @@
+//! One remote key and its task: datagrams from the inbox, through the session, out again, with no
+//! queue between read and send. Streams work on the session under its lock and kick the task.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use gotatun::packet::Packet;
+use smoltcp::time::Instant;
+use tabbify_types::MeshKey;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::endpoint::Endpoint;
+use crate::session::{Outbox, Session};
+use crate::stack::ConnId;
+use crate::stats::{add, count};
+use crate::underlay::{TRAIN_BYTES_MAX, TRAIN_DATAGRAMS_MAX};
+use crate::{Incoming, Stream};
+
+/// LIMIT: datagrams that wait for one peer's task, in bytes with their bookkeeping.
+const INBOX_BYTES_MAX: usize = 1024 * 1024;
+const DATAGRAM_OVERHEAD: usize = 64;
+/// LIMIT: datagrams worked off under one hold of the lock.
+const BATCH: usize = 64;
+
+/// Translates between the runtime's clock and that of the stack.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Epoch(tokio::time::Instant);
+
+impl Epoch {
+    pub(crate) fn start() -> Self {
+        Self(tokio::time::Instant::now())
+    }
+
+    pub(crate) fn now(self) -> Instant {
+        Instant::from_micros(i64::try_from(self.0.elapsed().as_micros()).unwrap_or(i64::MAX))
+    }
+
+    fn at(self, instant: Instant) -> tokio::time::Instant {
+        // Rounded up: a timer that fires early would make the task spin until the microsecond ends.
+        let micros = u64::try_from(instant.total_micros())
+            .unwrap_or(0)
+            .saturating_add(1);
+        self.0 + Duration::from_micros(micros)
+    }
+}
+
+pub(crate) struct Peer {
+    pub(crate) key: MeshKey,
+    pub(crate) epoch: Epoch,
+    session: Mutex<Session>,
+    inbox: Mutex<Inbox>,
+    kick: Notify,
+    revoked: CancellationToken,
+}
+
+struct Step {
+    out: Outbox,
+    /// When the next one is due.
+    wake: Instant,
+    /// Nobody needs the session.
+    over: bool,
+}
+
+#[derive(Default)]
+struct Inbox {
+    datagrams: VecDeque<(SocketAddr, Packet)>,
+    bytes: usize,
+}
+
+impl Peer {
+    pub(crate) fn new(key: MeshKey, epoch: Epoch, session: Session) -> Self {
+        let (session, inbox) = (Mutex::new(session), Mutex::default());
+        Self {
+            key,
+            epoch,
+            session,
+            inbox,
+            kick: Notify::new(),
+            revoked: CancellationToken::new(),
+        }
+    }
+
+    /// The session. Held for one operation, never across an await.
+    pub(crate) fn session(&self) -> MutexGuard<'_, Session> {
+        // A panic in the task ends the session; its streams must still see that.
+        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the task look at the session.
+    pub(crate) fn kick(&self) {
+        self.kick.notify_one();
+    }
+
+    /// Ends the task, and with it every connection.
+    pub(crate) fn revoke(&self) {
+        self.revoked.cancel();
+    }
+
+    /// Hands a datagram to the task; `false` if its inbox is full.
+    pub(crate) fn deliver(&self, from: SocketAddr, datagram: Packet) -> bool {
+        let mut inbox = self.inbox();
+        let bytes = datagram.len() + DATAGRAM_OVERHEAD;
+        if inbox.bytes + bytes > INBOX_BYTES_MAX {
+            return false;
+        }
+        inbox.bytes += bytes;
+        inbox.datagrams.push_back((from, datagram));
+        drop(inbox);
+        self.kick();
+        true
+    }
+
+    fn inbox(&self) -> MutexGuard<'_, Inbox> {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self, batch: &mut Vec<(SocketAddr, Packet)>) {
+        let mut inbox = self.inbox();
+        let n = inbox.datagrams.len().min(BATCH);
+        batch.extend(inbox.datagrams.drain(..n));
+        let bytes: usize = batch
+            .iter()
+            .map(|(_, packet)| packet.len() + DATAGRAM_OVERHEAD)
+            .sum();
+        inbox.bytes -= bytes;
+    }
+
+    /// The task: until the endpoint stops, or nobody needs the session.
+    pub(crate) async fn run(self: Arc<Self>, endpoint: Arc<Endpoint>) {
+        let _ends = Ends {
+            peer: &self,
+            endpoint: &endpoint,
+        };
+        tracing::debug!("session begins");
+        let (mut batch, mut train) = (Vec::new(), Vec::new());
+        loop {
+            self.take(&mut batch);
+            let full = batch.len() == BATCH;
+            let Step { out, wake, over } = self.step(&mut batch, &endpoint);
+            self.dispatch(out, &mut train, &endpoint).await;
+            if full || wake <= self.epoch.now() {
+                // More to do, after the others had their turn.
+                tokio::task::consume_budget().await;
+                continue;
+            }
+            if over && endpoint.forget_if_over(&self) {
+                return;
+            }
+            tokio::select! {
+                () = self.kick.notified() => {}
+                () = tokio::time::sleep_until(self.epoch.at(wake)) => {}
+                () = self.revoked.cancelled() => return,
+                () = endpoint.stop.cancelled() => return,
+            }
+        }
+    }
+
+    fn step(&self, batch: &mut Vec<(SocketAddr, Packet)>, endpoint: &Endpoint) -> Step {
+        let mut out = Outbox::default();
+        let mut session = self.session();
+        let now = self.epoch.now();
+        for (from, datagram) in batch.drain(..) {
+            match datagram.try_into_wg() {
+                Ok(message) => {
+                    session.receive(from, message, &endpoint.listeners, &mut out, now);
+                }
+                Err(_) => count(&endpoint.ours.counters.dropped_malformed),
+            }
+        }
+        session.poll(&mut out, now);
+        if session.stack.is_empty() {
+            endpoint.quiet.notify_waiters();
+        }
+        Step {
+            out,
+            wake: session.poll_at(now),
+            over: session.is_over(now),
+        }
+    }
+
+    async fn dispatch(self: &Arc<Self>, out: Outbox, train: &mut Vec<u8>, endpoint: &Endpoint) {
+        // Before the messages that tell the peer about them.
+        endpoint.route(&out.indices, self);
+        for (id, seat) in out.accepted {
+            if let Some(incoming) = self.incoming(id) {
+                count(&endpoint.ours.counters.accepted);
+                seat.send(incoming);
+            }
+        }
+        send_all(&out.datagrams, train, endpoint).await;
+    }
+
+    fn incoming(self: &Arc<Self>, id: ConnId) -> Option<Incoming> {
+        let endpoints = self.session().stack.endpoints(id);
+        // Taken over before the question is answered, so that it is let go of in any case.
+        let stream = Stream::new(Arc::clone(self), id);
+        let (local, remote) = endpoints?;
+        Some(Incoming {
+            stream,
+            peer: self.key,
+            remote,
+            local,
+        })
+    }
+}
+
+/// Couples datagrams to trains and sends them.
+pub(crate) async fn send_all(
+    datagrams: &[(SocketAddr, Packet)],
+    train: &mut Vec<u8>,
+    endpoint: &Endpoint,
+) {
+    let mut rest = datagrams;
+    while let Some(((to, first), _)) = rest.split_first() {
+        let segment = first.len();
+        train.clear();
+        let mut n = 0;
+        for (next, datagram) in rest {
+            let fits = train.len() + datagram.len() <= TRAIN_BYTES_MAX && n < TRAIN_DATAGRAMS_MAX;
+            if next != to || !fits || datagram.len() > segment {
+                break;
+            }
+            train.extend_from_slice(datagram);
+            n += 1;
+            if datagram.len() < segment {
+                break;
+            }
+        }
+        rest = &rest[n..];
+        let counters = &endpoint.ours.counters;
+        match endpoint.underlay.send(*to, train, segment).await {
+            Ok(()) => {
+                add(&counters.datagrams_out, n as u64);
+                add(&counters.bytes_out, train.len() as u64);
+            }
+            // An earlier ICMP message, a full queue, a missing route: as lossy as the network, so
+            // retransmission and timeouts deal with it.
+            Err(error) => {
+                tracing::trace!(%to, %error, "datagrams not sent");
+                add(&counters.dropped_unsent, n as u64);
+            }
+        }
+    }
+}
+
+/// However the task ends, nobody waits for it any more.
+struct Ends<'a> {
+    peer: &'a Arc<Peer>,
+    endpoint: &'a Endpoint,
+}
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.endpoint.forget(self.peer);
+        self.peer.session().stack.abort_all();
+        tracing::debug!("session ends");
+    }
+}

@@ -1,0 +1,391 @@
+//! Everything towards one remote key: the WireGuard state machine and the TCP stack behind it.
+//!
+//! Sans-IO: datagrams and the time come in as arguments, what is to be sent lands in an [`Outbox`].
+//! Only the engine's own timers (rekey, retry, keep-alive) read a clock of their own.
+//!
+//! ```text
+//! datagram ─ decapsulate ─ source, destination ─ stack ─ encapsulate ─ datagram
+//!               │ authentic: this is where the peer is        │ no keys: queue, handshake
+//! ```
+
+use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::sync::Arc;
+use std::time::Duration as StdDuration;
+
+use bytes::BytesMut;
+use gotatun::noise::errors::WireGuardError;
+use gotatun::noise::index_table::IndexTable;
+use gotatun::noise::rate_limiter::RateLimiter;
+use gotatun::noise::{TimerParams, Tunn, TunnResult};
+use gotatun::packet::{Packet, WgKind};
+use gotatun::tun::MtuWatcher;
+use gotatun::x25519::PublicKey;
+use smoltcp::time::{Duration, Instant};
+use tabbify_api::mesh::PeerRecord;
+use tabbify_types::MeshKey;
+
+use crate::PrivateKey;
+use crate::config::{Limits, MTU};
+use crate::packet;
+use crate::stack::{ConnId, ConnectError, Doors, Seat, Stack};
+use crate::stats::{Counters, count};
+
+/// LIMIT: outer addresses of one peer that are tried.
+const CANDIDATES_MAX: usize = 8;
+/// How often the engine looks at its timers while there is traffic, and otherwise.
+const TICK_HOT: Duration = Duration::from_millis(250);
+const TICK_COLD: Duration = Duration::from_secs(2);
+/// For this long after the last packet a session counts as hot: the engine's keep-alive (10 s) and
+/// its answer to silence (15 s) fall into it.
+const HOT: Duration = Duration::from_secs(20);
+/// An initiation without answer is repeated after about this long. WireGuard's own figure is 5 s;
+/// one lost datagram would then cost a dial all its time.
+const RETRY: StdDuration = StdDuration::from_secs(1);
+const RETRY_JITTER: StdDuration = StdDuration::from_millis(333);
+/// LIMIT: a peer that leaves data unanswered for this long is given up, with its connections.
+const PEER_TIMEOUT: Duration = Duration::from_secs(30);
+/// LIMIT: a session that never heard its peer and has no connections is kept this long.
+const UNCONFIRMED_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long data waits for the handshake with a peer that seems to have moved.
+const HOLD: Duration = Duration::from_secs(1);
+
+/// What all sessions of an endpoint share.
+#[derive(Clone)]
+pub(crate) struct Ours {
+    pub(crate) key: PrivateKey,
+    /// At least one; dials come from the first.
+    pub(crate) addresses: Arc<[Ipv6Addr]>,
+    pub(crate) limits: Arc<Limits>,
+    pub(crate) indices: IndexTable,
+    pub(crate) limiter: Arc<RateLimiter>,
+    pub(crate) counters: Arc<Counters>,
+}
+
+/// What a session wants done.
+#[derive(Default)]
+pub(crate) struct Outbox {
+    /// To be sent, in this order.
+    pub(crate) datagrams: Vec<(SocketAddr, Packet)>,
+    /// Connections that the peer opened.
+    pub(crate) accepted: Vec<(ConnId, Seat)>,
+    /// Receiver indices that the peer may use from now on.
+    pub(crate) indices: Vec<u32>,
+}
+
+pub(crate) struct Session {
+    ours: Ours,
+    tunn: Tunn,
+    mtu: MtuWatcher,
+    pub(crate) stack: Stack,
+    /// Inner addresses that the peer may speak from.
+    theirs: Vec<Ipv6Addr>,
+    /// Outer addresses that the resolver names, best first.
+    candidates: Vec<SocketAddr>,
+    /// INVARIANT: set only from where authenticated data came.
+    endpoint: Option<SocketAddr>,
+    heard: Option<Instant>,
+    /// Since when data is out that nothing came back for.
+    unanswered: Option<Instant>,
+    /// The stack is not asked for packets until then, or until the peer is heard.
+    hold: Option<Instant>,
+    initiate: bool,
+    traffic: Instant,
+    tick: Instant,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Initiation,
+    Response,
+    Cookie,
+    Data,
+}
+
+impl Session {
+    pub(crate) fn new(ours: Ours, record: &PeerRecord, now: Instant) -> Self {
+        let MeshKey(key) = record.key;
+        let mut tunn = Tunn::new(
+            ours.key.secret().clone(),
+            PublicKey::from(key),
+            None,
+            None,
+            ours.indices.clone(),
+            Arc::clone(&ours.limiter),
+        );
+        tunn.dangerously_set_timer_params(TimerParams {
+            rekey_timeout: RETRY..=RETRY + RETRY_JITTER,
+            ..TimerParams::default()
+        });
+        let seed = u64::from_le_bytes(tabbify_process::random());
+        let limits = &ours.limits;
+        let stack = Stack::new(
+            seed,
+            limits.connections_per_peer,
+            limits.tcp_buffer_bytes,
+            now,
+        );
+        let mut session = Self {
+            ours,
+            tunn,
+            mtu: MtuWatcher::new(MTU),
+            stack,
+            theirs: Vec::new(),
+            candidates: Vec::new(),
+            endpoint: None,
+            heard: None,
+            unanswered: None,
+            hold: None,
+            initiate: false,
+            traffic: now,
+            tick: now,
+        };
+        session.update(record, now);
+        session
+    }
+
+    /// Takes what the resolver says now.
+    pub(crate) fn update(&mut self, record: &PeerRecord, now: Instant) {
+        self.theirs.clone_from(&record.addresses);
+        let candidates = &record.endpoints[..record.endpoints.len().min(CANDIDATES_MAX)];
+        // A peer that only calls us has none to tell; that is no news about where it is.
+        if candidates.is_empty() || self.candidates == candidates {
+            return;
+        }
+        self.candidates = candidates.to_vec();
+        if self
+            .endpoint
+            .is_some_and(|endpoint| !candidates.contains(&endpoint))
+        {
+            // Perhaps it was restarted somewhere else and has forgotten our keys: ask everywhere,
+            // and do not talk to a grave meanwhile.
+            self.hold = Some(now + HOLD);
+            self.initiate = true;
+        }
+    }
+
+    /// Begins a connection from our first address.
+    pub(crate) fn connect(&mut self, remote: SocketAddrV6) -> Result<ConnId, ConnectError> {
+        self.stack.connect(self.ours.addresses[0], remote)
+    }
+
+    /// Handshakes anew at the next poll if the peer was silent since `since`: perhaps it was
+    /// restarted in place.
+    pub(crate) fn nudge(&mut self, since: Instant) {
+        self.initiate |= !self.heard_since(since);
+    }
+
+    /// Whether anything authentic came from the peer since then.
+    pub(crate) fn heard_since(&self, since: Instant) -> bool {
+        self.heard.is_some_and(|heard| heard >= since)
+    }
+
+    /// Whether there is an outer address to send to.
+    pub(crate) fn has_target(&self) -> bool {
+        self.endpoint.is_some() || !self.candidates.is_empty()
+    }
+
+    /// Takes one datagram.
+    pub(crate) fn receive(
+        &mut self,
+        from: SocketAddr,
+        message: WgKind,
+        doors: &dyn Doors,
+        out: &mut Outbox,
+        now: Instant,
+    ) {
+        let kind = Kind::of(&message);
+        match (kind, self.tunn.handle_incoming_packet(message)) {
+            (Kind::Initiation, TunnResult::WriteToNetwork(reply)) => {
+                // It may be a replay to a session that has forgotten the original, so it proves
+                // nothing about where the peer is.
+                count(&self.ours.counters.handshakes);
+                out.push(from, reply);
+            }
+            (Kind::Response, TunnResult::WriteToNetwork(keepalive)) => {
+                count(&self.ours.counters.handshakes);
+                self.heard(from, now);
+                out.push(from, keepalive);
+                self.send_queued(out, now);
+            }
+            (_, TunnResult::WriteToTunnel(inner)) => {
+                self.heard(from, now);
+                self.send_queued(out, now);
+                self.inner(inner, doors, now);
+            }
+            (_, TunnResult::WriteToNetwork(_) | TunnResult::Done) => {}
+            (kind, TunnResult::Err(error)) => self.count_error(kind, &error),
+        }
+    }
+
+    /// Does what is due, and lets the stack speak. Call it again at once while [`Self::poll_at`] is
+    /// not in the future.
+    pub(crate) fn poll(&mut self, out: &mut Outbox, now: Instant) {
+        if now >= self.tick {
+            self.tick(out, now);
+        }
+        if std::mem::take(&mut self.initiate)
+            && let Some(initiation) = self.tunn.format_handshake_initiation(true)
+        {
+            self.send(initiation.into(), out, now);
+        }
+        if self.hold.is_none_or(|hold| now >= hold) {
+            self.hold = None;
+            self.stack.output(now);
+        }
+        // Replies of the stack itself (a reset, an acknowledgment) are there even on hold.
+        while let Some(packet) = self.stack.take() {
+            self.emit(packet, out, now);
+        }
+        if self
+            .unanswered
+            .is_some_and(|since| now >= since + PEER_TIMEOUT)
+        {
+            self.unanswered = None;
+            self.stack.abort_all();
+        }
+        self.stack.sweep(&mut out.accepted, now);
+    }
+
+    /// When to poll again.
+    pub(crate) fn poll_at(&mut self, now: Instant) -> Instant {
+        match (self.hold, self.stack.poll_at(now)) {
+            (Some(hold), Some(_)) => hold.min(self.tick),
+            (None, Some(stack)) => stack.min(self.tick),
+            (_, None) => self.tick,
+        }
+    }
+
+    /// Whether nobody needs this session any more.
+    pub(crate) fn is_over(&self, now: Instant) -> bool {
+        let kept = if self.heard.is_some() {
+            Duration::from(self.ours.limits.idle_timeout)
+        } else {
+            UNCONFIRMED_TIMEOUT
+        };
+        self.stack.is_empty() && now >= self.traffic + kept
+    }
+
+    fn heard(&mut self, from: SocketAddr, now: Instant) {
+        self.endpoint = Some(from);
+        self.heard = Some(now);
+        self.unanswered = None;
+        self.hold = None;
+        self.traffic = now;
+    }
+
+    fn inner(&mut self, packet: Packet, doors: &dyn Doors, now: Instant) {
+        if packet.is_empty() {
+            return; // a keep-alive
+        }
+        let counters = &self.ours.counters;
+        match packet::parse(&packet) {
+            Some(inner) if !self.theirs.contains(&inner.source) => {
+                count(&counters.dropped_spoofed_source);
+            }
+            Some(inner) if self.ours.addresses.contains(&inner.destination) => {
+                self.stack.input(packet, &inner, doors, now);
+            }
+            _ => count(&counters.dropped_inner),
+        }
+    }
+
+    fn tick(&mut self, out: &mut Outbox, now: Instant) {
+        let hot = now < self.traffic + HOT || self.unanswered.is_some();
+        self.tick = now + if hot { TICK_HOT } else { TICK_COLD };
+        // An error says that the keys have expired; the next packet asks for new ones.
+        if let Ok(Some(message)) = self.tunn.update_timers() {
+            self.send(message, out, now);
+        }
+    }
+
+    fn emit(&mut self, packet: BytesMut, out: &mut Outbox, now: Instant) {
+        if now >= self.traffic + TICK_HOT {
+            // The engine's idea of now is that of its last tick.
+            self.tick(out, now);
+        }
+        self.traffic = now;
+        self.unanswered.get_or_insert(now);
+        let packet = Packet::from_bytes(packet);
+        if let Some(message) = self
+            .tunn
+            .handle_outgoing_packet(packet, Some(&mut self.mtu))
+        {
+            self.send(message, out, now);
+        }
+    }
+
+    fn send_queued(&mut self, out: &mut Outbox, now: Instant) {
+        let messages: Vec<_> = self.tunn.get_queued_packets(&mut self.mtu).collect();
+        for message in messages {
+            self.send(message, out, now);
+        }
+    }
+
+    fn send(&self, message: WgKind, out: &mut Outbox, now: Instant) {
+        if !matches!(message, WgKind::HandshakeInit(_)) {
+            if let Some(to) = self.endpoint.or_else(|| self.candidates.first().copied()) {
+                out.push(to, message);
+            }
+            return;
+        }
+        // While the path is good, only there; otherwise wherever the peer may be. It answers the
+        // first copy and takes the others for replays.
+        let silent = self.unanswered.is_some_and(|since| now >= since + TICK_HOT);
+        let good = self.endpoint.filter(|_| !silent && self.hold.is_none());
+        let others = self
+            .candidates
+            .iter()
+            .filter(|to| good.is_none() && Some(**to) != self.endpoint);
+        let targets: Vec<SocketAddr> = self.endpoint.iter().chain(others).copied().collect();
+        if let Some((last, first)) = targets.split_last() {
+            out.note(&message);
+            let message = Packet::from(message);
+            let copies = first
+                .iter()
+                .map(|to| (*to, Packet::copy_from(&message[..])));
+            out.datagrams.extend(copies);
+            out.datagrams.push((*last, message));
+        }
+    }
+
+    fn count_error(&self, kind: Kind, error: &WireGuardError) {
+        let counters = &self.ours.counters;
+        count(match (kind, error) {
+            (Kind::Data, WireGuardError::DuplicateCounter | WireGuardError::InvalidCounter) => {
+                &counters.dropped_replayed
+            }
+            (Kind::Data, WireGuardError::NoCurrentSession) => &counters.dropped_unknown_session,
+            (Kind::Data, _) => &counters.dropped_forged,
+            (Kind::Initiation | Kind::Response | Kind::Cookie, _) => &counters.dropped_handshake,
+        });
+    }
+}
+
+impl Outbox {
+    fn push(&mut self, to: SocketAddr, message: WgKind) {
+        self.note(&message);
+        self.datagrams.push((to, message.into()));
+    }
+
+    fn note(&mut self, message: &WgKind) {
+        match message {
+            WgKind::HandshakeInit(init) => self.indices.push(init.sender_idx.get()),
+            WgKind::HandshakeResp(response) => self.indices.push(response.sender_idx.get()),
+            WgKind::CookieReply(_) | WgKind::Data(_) => {}
+        }
+    }
+}
+
+impl Kind {
+    const fn of(message: &WgKind) -> Self {
+        match message {
+            WgKind::HandshakeInit(_) => Self::Initiation,
+            WgKind::HandshakeResp(_) => Self::Response,
+            WgKind::CookieReply(_) => Self::Cookie,
+            WgKind::Data(_) => Self::Data,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,79 @@
+//! Counters of one endpoint: what passed, and what was dropped and why.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// A snapshot of the counters, all since the endpoint was bound.
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+        #[non_exhaustive]
+        pub struct Stats {
+            /// Peers with a session now.
+            pub sessions: u64,
+            $($(#[$doc])* pub $name: u64,)*
+        }
+
+        #[derive(Debug, Default)]
+        pub(crate) struct Counters {
+            $(pub(crate) $name: AtomicU64,)*
+        }
+
+        impl Counters {
+            pub(crate) fn snapshot(&self, sessions: usize) -> Stats {
+                Stats {
+                    sessions: sessions as u64,
+                    $($name: self.$name.load(Ordering::Relaxed),)*
+                }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Bytes of UDP payload received.
+    bytes_in,
+    /// Bytes of UDP payload sent.
+    bytes_out,
+    /// UDP datagrams received.
+    datagrams_in,
+    /// UDP datagrams sent.
+    datagrams_out,
+    /// Handshakes completed, as either side.
+    handshakes,
+    /// TCP connections accepted.
+    accepted,
+    /// TCP connections dialed with success.
+    dialed,
+    /// Dropped: not a WireGuard message.
+    dropped_malformed,
+    /// Dropped: for a session that does not exist (any more).
+    dropped_unknown_session,
+    /// Dropped: a handshake whose key the resolver does not know or refuses.
+    dropped_unknown_key,
+    /// Dropped: a handshake that does not authenticate, or is a replay.
+    dropped_handshake,
+    /// Answered with a cookie instead: too many handshakes from one address.
+    dropped_rate_limited,
+    /// Dropped: a transport message that does not authenticate.
+    dropped_forged,
+    /// Dropped: a transport message seen before, or too old to tell.
+    dropped_replayed,
+    /// Dropped: an inner packet from an address that its sender does not own.
+    dropped_spoofed_source,
+    /// Dropped: an inner packet that is not IPv6, or not for us.
+    dropped_inner,
+    /// Dropped: more arrived than could be worked off.
+    dropped_overload,
+    /// Dropped: the network did not take a datagram.
+    dropped_unsent,
+}
+
+/// Adds one.
+pub(crate) fn count(counter: &AtomicU64) {
+    add(counter, 1);
+}
+
+/// Adds `n`.
+pub(crate) fn add(counter: &AtomicU64, n: u64) {
+    counter.fetch_add(n, Ordering::Relaxed);
+}

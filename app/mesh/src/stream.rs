@@ -1,0 +1,124 @@
+//! A TCP connection inside the mesh, as the rest of the program sees one.
+
+use std::fmt;
+use std::io::{self, IoSlice};
+use std::net::SocketAddrV6;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use tabbify_types::MeshKey;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::peer::Peer;
+use crate::stack::{ConnId, Dialed};
+
+/// A connection to a peer. It has the manners of a kernel's TCP stream: writes fill a bounded
+/// buffer and then wait; shutdown sends FIN after what was written, and reading goes on; dropping it
+/// sends the rest and FIN, or a reset if something that arrived was never read.
+///
+/// A peer that goes silent with something outstanding ends it with [`io::ErrorKind::TimedOut`]
+/// within a minute; a reset, with [`io::ErrorKind::ConnectionReset`].
+pub struct Stream {
+    peer: Arc<Peer>,
+    id: ConnId,
+}
+
+impl Stream {
+    pub(crate) const fn new(peer: Arc<Peer>, id: ConnId) -> Self {
+        Self { peer, id }
+    }
+
+    /// The key at the other end.
+    #[must_use]
+    pub fn peer(&self) -> MeshKey {
+        self.peer.key
+    }
+
+    /// Our end and the peer's, while there is a connection.
+    #[must_use]
+    pub fn endpoints(&self) -> Option<(SocketAddrV6, SocketAddrV6)> {
+        self.peer.session().stack.endpoints(self.id)
+    }
+
+    pub(crate) fn poll_connect(&self, cx: &mut Context<'_>) -> Poll<Dialed> {
+        self.peer.session().stack.poll_connect(self.id, cx.waker())
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let read = self
+            .peer
+            .session()
+            .stack
+            .poll_read(self.id, buf, cx.waker());
+        let reopens_window = ready!(read)?;
+        if reopens_window {
+            self.peer.kick();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(buf)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = self
+            .peer
+            .session()
+            .stack
+            .poll_write(self.id, bufs, cx.waker());
+        if written.is_ready() {
+            self.peer.kick();
+        }
+        written
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // What is written is on its way already.
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.peer.session().stack.close(self.id);
+        self.peer.kick();
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        let now = self.peer.epoch.now();
+        self.peer.session().stack.release(self.id, now);
+        self.peer.kick();
+    }
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stream")
+            .field("peer", &self.peer.key)
+            .field("id", &self.id)
+            .finish()
+    }
+}

@@ -1,0 +1,583 @@
+//! Two endpoints and more on the real loopback: what a user of the library can rely on.
+
+use std::collections::HashMap;
+use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tabbify_api::BoxFuture;
+use tabbify_api::mesh::{PeerRecord, ResolveError, Resolver};
+use tabbify_mesh::{Config, DialError, Listener, Mesh, MeshError, PrivateKey, Stats, Stream};
+use tabbify_process::{Importance, Tasks};
+use tabbify_types::{APP_PORT, MeshKey};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::time::Instant;
+
+type Fallible<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+/// A test that waits for this long is stuck.
+const WATCHDOG: Duration = Duration::from_secs(60);
+
+/// Everybody who may be known, changed at will.
+#[derive(Debug, Default)]
+struct Roster(Mutex<HashMap<MeshKey, PeerRecord>>);
+
+impl Roster {
+    fn put(&self, record: PeerRecord) {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(record.key, record);
+    }
+
+    fn remove(&self, key: MeshKey) {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&key);
+    }
+
+    fn find(&self, wanted: impl Fn(&PeerRecord) -> bool) -> Option<PeerRecord> {
+        let records = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        records.values().find(|record| wanted(record)).cloned()
+    }
+}
+
+impl Resolver for Roster {
+    fn by_address(&self, address: Ipv6Addr) -> BoxFuture<'_, Result<PeerRecord, ResolveError>> {
+        let found = self.find(|record| record.addresses.contains(&address));
+        Box::pin(async move { found.ok_or(ResolveError::NoLease(address)) })
+    }
+
+    fn by_key(&self, key: MeshKey) -> BoxFuture<'_, Result<PeerRecord, ResolveError>> {
+        let found = self.find(|record| record.key == key);
+        Box::pin(async move { found.ok_or(ResolveError::UnknownKey(key)) })
+    }
+}
+
+struct Net {
+    roster: Arc<Roster>,
+    tasks: Tasks,
+}
+
+impl Net {
+    fn new() -> Self {
+        Self {
+            roster: Arc::default(),
+            tasks: Tasks::new(),
+        }
+    }
+
+    /// An endpoint that nobody knows yet.
+    fn stranger(&self, n: u16, key: PrivateKey) -> Fallible<Mesh> {
+        let config = Config::new(key, vec![inner(n)], SocketAddr::from(([127, 0, 0, 1], 0)));
+        Ok(Mesh::bind(
+            config,
+            Arc::clone(&self.roster) as Arc<dyn Resolver>,
+            &self.tasks,
+        )?)
+    }
+
+    fn publish(&self, n: u16, mesh: &Mesh) -> Fallible {
+        let endpoints = vec![mesh.underlay_addr()?];
+        let record = PeerRecord {
+            key: mesh.public_key(),
+            addresses: vec![inner(n)],
+            endpoints,
+        };
+        self.roster.put(record);
+        Ok(())
+    }
+
+    fn mesh(&self, n: u16) -> Fallible<Mesh> {
+        let mesh = self.stranger(n, PrivateKey::generate())?;
+        self.publish(n, &mesh)?;
+        Ok(mesh)
+    }
+
+    fn serve<F>(&self, mut listener: Listener, handle: impl Fn(Stream) -> F + Send + 'static)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let tasks = self.tasks.clone();
+        self.tasks.spawn("serve", Importance::Detached, async move {
+            while let Ok(incoming) = listener.accept().await {
+                tasks.spawn("connection", Importance::Detached, handle(incoming.stream));
+            }
+        });
+    }
+}
+
+fn inner(n: u16) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd5a, 0x1f02, n, 0, 0, 0, 0, 1)
+}
+
+fn app(n: u16) -> SocketAddrV6 {
+    SocketAddrV6::new(inner(n), APP_PORT, 0, 0)
+}
+
+async fn echo(mut stream: Stream) {
+    let (mut reader, mut writer) = tokio::io::split(&mut stream);
+    let _ = tokio::io::copy_buf(
+        &mut tokio::io::BufReader::with_capacity(64 * 1024, &mut reader),
+        &mut writer,
+    )
+    .await;
+    let _ = writer.shutdown().await;
+}
+
+async fn within<T>(future: impl Future<Output = Fallible<T>>) -> Fallible<T> {
+    tokio::time::timeout(WATCHDOG, future).await?
+}
+
+async fn until(what: impl Fn() -> bool) -> Fallible {
+    within(async {
+        while !what() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// `len` bytes that do not repeat within a window.
+fn pattern(seed: u64, at: u64, buf: &mut [u8]) {
+    for (n, byte) in buf.iter_mut().enumerate() {
+        let x = (at + n as u64 + seed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        *byte = x.to_be_bytes()[0];
+    }
+}
+
+/// Writes `len` bytes and FIN; returns their hash.
+async fn pour(
+    mut to: impl tokio::io::AsyncWrite + Unpin,
+    seed: u64,
+    len: u64,
+) -> Fallible<blake3::Hash> {
+    let (mut hasher, mut buf, mut at) = (blake3::Hasher::new(), vec![0; 64 * 1024], 0);
+    while at < len {
+        let n = buf.len().min(usize::try_from(len - at)?);
+        pattern(seed, at, &mut buf[..n]);
+        hasher.update(&buf[..n]);
+        to.write_all(&buf[..n]).await?;
+        at += n as u64;
+    }
+    to.shutdown().await?;
+    Ok(hasher.finalize())
+}
+
+/// Reads to the end; returns how much and its hash.
+async fn drain(mut from: impl tokio::io::AsyncRead + Unpin) -> Fallible<(u64, blake3::Hash)> {
+    let (mut hasher, mut buf, mut len) = (blake3::Hasher::new(), vec![0; 256 * 1024], 0);
+    loop {
+        match from.read(&mut buf).await? {
+            0 => return Ok((len, hasher.finalize())),
+            n => {
+                hasher.update(&buf[..n]);
+                len += n as u64;
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn echo_and_half_close() -> Fallible {
+    let net = Net::new();
+    let (node, runner) = (net.mesh(1)?, net.mesh(2)?);
+    let mut listener = runner.listen(APP_PORT)?;
+    assert!(matches!(
+        runner.listen(APP_PORT),
+        Err(MeshError::Port(APP_PORT))
+    ));
+    let mut stream = within(async { Ok(node.dial(app(2)).await?) }).await?;
+    let mut incoming = within(async { Ok(listener.accept().await?) }).await?;
+    assert_eq!(incoming.peer, node.public_key());
+    assert_eq!(*incoming.remote.ip(), inner(1));
+    assert_eq!(incoming.local, app(2));
+    assert_eq!(stream.endpoints(), Some((incoming.remote, app(2))));
+
+    stream.write_all(b"question").await?;
+    stream.shutdown().await?;
+    let mut question = String::new();
+    within(async { Ok(incoming.stream.read_to_string(&mut question).await?) }).await?;
+    assert_eq!(question, "question");
+    // The other direction is still open.
+    incoming.stream.write_all(b"answer").await?;
+    drop(incoming.stream);
+    let mut answer = String::new();
+    within(async { Ok(stream.read_to_string(&mut answer).await?) }).await?;
+    assert_eq!(answer, "answer");
+    assert!(stream.write_all(b"more").await.is_err());
+    drop(stream);
+    assert!(node.close(WATCHDOG).await);
+    assert!(runner.close(WATCHDOG).await);
+    assert!(matches!(listener.accept().await, Err(MeshError::Closed)));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_bytes_both_ways_at_once() -> Fallible {
+    const LEN: u64 = 64 << 20;
+    let net = Net::new();
+    let (node, runner) = (net.mesh(1)?, net.mesh(2)?);
+    let mut listener = runner.listen(APP_PORT)?;
+    let stream = node.dial(app(2)).await?;
+    let incoming = listener.accept().await?;
+    let (near_in, near_out) = tokio::io::split(stream);
+    let (far_in, far_out) = tokio::io::split(incoming.stream);
+    let all = within(Box::pin(async {
+        tokio::try_join!(
+            pour(near_out, 1, LEN),
+            pour(far_out, 2, LEN),
+            drain(far_in),
+            drain(near_in)
+        )
+    }));
+    let (there, back, far, near) = all
+        .await
+        .map_err(|error| format!("{error}: {:#?}, {:#?}", node.stats(), runner.stats()))?;
+    assert_eq!(far, (LEN, there));
+    assert_eq!(near, (LEN, back));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_hundred_at_once() -> Fallible {
+    let net = Net::new();
+    let (node, runner) = (net.mesh(1)?, net.mesh(2)?);
+    net.serve(runner.listen(APP_PORT)?, echo);
+    let one = |n: u32| {
+        let node = node.clone();
+        async move {
+            let mut stream = node.dial(app(2)).await?;
+            stream.write_all(&n.to_be_bytes()).await?;
+            stream.shutdown().await?;
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).await?;
+            assert_eq!(answer, n.to_be_bytes());
+            Fallible::Ok(())
+        }
+    };
+    let all = futures_util::future::try_join_all((0..200).map(one));
+    within(all).await?;
+    assert_eq!(runner.stats().accepted, 200);
+    assert_eq!(node.stats().handshakes, 1);
+    // Nothing of them is kept.
+    assert!(node.close(WATCHDOG).await && runner.close(WATCHDOG).await);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_that_stops_stops_the_writer() -> Fallible {
+    let net = Net::new();
+    let (node, runner) = (net.mesh(1)?, net.mesh(2)?);
+    let mut listener = runner.listen(APP_PORT)?;
+    let mut stream = node.dial(app(2)).await?;
+    let mut incoming = listener.accept().await?;
+    let (chunk, mut written) = (vec![7; 64 * 1024], 0);
+    let full = async {
+        loop {
+            written += stream.write(&chunk).await?;
+        }
+    };
+    let stopped: Result<std::io::Result<()>, _> =
+        tokio::time::timeout(Duration::from_secs(2), full).await;
+    assert!(stopped.is_err());
+    assert!(written <= 2 * 256 * 1024, "{written} bytes are under way");
+    let mut rest = vec![0; written];
+    within(async { Ok(incoming.stream.read_exact(&mut rest).await?) }).await?;
+    within(async { Ok(stream.write_all(&chunk).await?) }).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dials_fail_with_the_reason() -> Fallible {
+    let net = Net::new();
+    let (node, runner) = (net.mesh(1)?, net.mesh(2)?);
+
+    let nobody = node.dial(app(9)).await;
+    assert!(
+        matches!(nobody, Err(DialError::NoLease(at)) if at == app(9)),
+        "{nobody:?}"
+    );
+    assert!(
+        matches!(node.dial(app(1)).await, Err(DialError::NoLease(_))),
+        "ourselves"
+    );
+
+    let started = Instant::now();
+    let closed = node.dial(app(2)).await;
+    assert!(matches!(closed, Err(DialError::Refused(_))), "{closed:?}");
+    assert!(
+        started.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        started.elapsed()
+    );
+
+    // A socket that reads nothing, and a port that answers with ICMP.
+    let deaf = UdpSocket::bind("127.0.0.1:0")?;
+    let gone = UdpSocket::bind("127.0.0.1:0")?.local_addr()?;
+    for (n, at) in [(3, deaf.local_addr()?), (4, gone)] {
+        let key = PrivateKey::generate().public();
+        net.roster.put(PeerRecord {
+            key,
+            addresses: vec![inner(n)],
+            endpoints: vec![at],
+        });
+        let started = Instant::now();
+        let silent = node.dial(app(n)).await;
+        assert!(
+            matches!(silent, Err(DialError::Unreachable(_))),
+            "{silent:?}"
+        );
+        assert!(
+            started.elapsed() < Duration::from_secs(6),
+            "{:?}",
+            started.elapsed()
+        );
+    }
+    let key = PrivateKey::generate().public();
+    net.roster.put(PeerRecord {
+        key,
+        addresses: vec![inner(5)],
+        endpoints: Vec::new(),
+    });
+    assert!(matches!(
+        node.dial(app(5)).await,
+        Err(DialError::Unreachable(_))
+    ));
+
+    // All that did no harm.
+    net.serve(runner.listen(APP_PORT)?, echo);
+    node.dial(app(2)).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stranger_is_refused_until_it_is_known() -> Fallible {
+    let net = Net::new();
+    let runner = net.mesh(2)?;
+    net.serve(runner.listen(APP_PORT)?, echo);
+    let key = PrivateKey::generate();
+    let stranger = net.stranger(1, key.clone())?;
+    let refused = stranger.dial(app(2)).await;
+    assert!(
+        matches!(refused, Err(DialError::Unreachable(_))),
+        "{refused:?}"
+    );
+    let stats = runner.stats();
+    assert!(
+        stats.dropped_unknown_key > 0 && stats.sessions == 0,
+        "{stats:?}"
+    );
+
+    net.publish(1, &stranger)?;
+    let mut stream = stranger.dial(app(2)).await?;
+    stream.write_all(b"x").await?;
+    within(async { Ok(stream.read_exact(&mut [0; 1]).await?) }).await?;
+    // Its key is taken back: the next handshake with it ends the session.
+    net.roster.remove(stranger.public_key());
+    let again = net.stranger(1, key)?;
+    tokio::select! {
+        dialed = again.dial(app(2)) => assert!(dialed.is_err()),
+        ended = until(|| runner.stats().sessions == 0) => ended?,
+    }
+    until(|| runner.stats().sessions == 0).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn under_load_a_cookie_is_enough() -> Fallible {
+    let net = Net::new();
+    let node = net.mesh(1)?;
+    let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
+    let mut config = Config::new(PrivateKey::generate(), vec![inner(2)], loopback);
+    config.limits.handshakes_per_second = 0;
+    let resolver = Arc::clone(&net.roster) as Arc<dyn Resolver>;
+    let runner = Mesh::bind(config, resolver, &net.tasks)?;
+    net.publish(2, &runner)?;
+    net.serve(runner.listen(APP_PORT)?, echo);
+    node.dial(app(2)).await?;
+    let stats = runner.stats();
+    assert!(
+        stats.dropped_rate_limited > 0 && stats.handshakes == 1,
+        "{stats:?}"
+    );
+    Ok(())
+}
+
+/// What hyper and everybody else ask of a connection.
+#[test]
+fn streams_can_be_used_like_any_other() {
+    fn check<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Sync + Unpin + 'static>() {}
+    check::<Stream>();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_restarted_elsewhere_is_found_again() -> Fallible {
+    let net = Net::new();
+    let node = net.mesh(1)?;
+    let key = PrivateKey::generate();
+    for _ in 0..3 {
+        let runner = net.stranger(2, key.clone())?;
+        net.publish(2, &runner)?;
+        net.serve(runner.listen(APP_PORT)?, echo);
+        let started = Instant::now();
+        let mut stream = node.dial(app(2)).await?;
+        assert!(
+            started.elapsed() < Duration::from_secs(1),
+            "{:?}",
+            started.elapsed()
+        );
+        stream.write_all(b"here").await?;
+        let mut answer = [0; 4];
+        within(async { Ok(stream.read_exact(&mut answer).await?) }).await?;
+    }
+    assert_eq!(node.stats().sessions, 1);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_restarted_in_place_is_found_again() -> Fallible {
+    let net = Net::new();
+    let node = net.mesh(1)?;
+    let key = PrivateKey::generate();
+    let first = net.stranger(2, key.clone())?;
+    net.publish(2, &first)?;
+    let at = first.underlay_addr()?;
+    net.serve(first.listen(APP_PORT)?, echo);
+    node.dial(app(2)).await?;
+    drop(first);
+    // Its tasks let go of the port when they have noticed.
+    let second = within(async {
+        loop {
+            let config = Config::new(key.clone(), vec![inner(2)], at);
+            let resolver = Arc::clone(&net.roster) as Arc<dyn Resolver>;
+            match Mesh::bind(config, resolver, &net.tasks) {
+                Ok(mesh) => return Ok(mesh),
+                Err(MeshError::Bind { .. }) => tokio::time::sleep(Duration::from_millis(5)).await,
+                Err(error) => return Err(error.into()),
+            }
+        }
+    })
+    .await?;
+    net.serve(second.listen(APP_PORT)?, echo);
+    let started = Instant::now();
+    node.dial(app(2)).await?;
+    assert!(
+        started.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        started.elapsed()
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn noise_on_the_port_does_nothing() -> Fallible {
+    let net = Net::new();
+    let (node, runner) = (net.mesh(1)?, net.mesh(2)?);
+    net.serve(runner.listen(APP_PORT)?, echo);
+    let mut stream = node.dial(app(2)).await?;
+    let noise = UdpSocket::bind("127.0.0.1:0")?;
+    let to = runner.underlay_addr()?;
+    let mut sent = 0;
+    for round in 0..200u64 {
+        for len in [0, 1, 3, 31, 32, 64, 92, 148, 1452, 9000] {
+            let mut bytes = vec![0; len];
+            pattern(round * 7919, 0, &mut bytes);
+            if let Some(kind) = bytes.first_mut() {
+                *kind = u8::try_from(round % 6)?;
+            }
+            sent += u64::from(noise.send_to(&bytes, to).is_ok());
+        }
+        let message = round.to_be_bytes();
+        let mut answer = [0; 8];
+        stream.write_all(&message).await?;
+        within(async { Ok(stream.read_exact(&mut answer).await?) }).await?;
+        assert_eq!(answer, message);
+    }
+    let dropped = |stats: Stats| {
+        stats.dropped_malformed
+            + stats.dropped_unknown_session
+            + stats.dropped_handshake
+            + stats.dropped_rate_limited
+            + stats.dropped_overload
+    };
+    until(|| dropped(runner.stats()) >= sent).await?;
+    assert_eq!(runner.stats().sessions, 1);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_end_with_their_mesh() -> Fallible {
+    let net = Net::new();
+    let (node, runner) = (net.mesh(1)?, net.mesh(2)?);
+    let mut listener = runner.listen(APP_PORT)?;
+    let mut stream = node.dial(app(2)).await?;
+    let incoming = listener.accept().await?;
+    drop(node);
+    let ended = within(async { Ok(stream.read(&mut [0; 8]).await) }).await?;
+    assert!(ended.is_err());
+    assert!(net.tasks.failure().is_none(), "{:?}", net.tasks.failure());
+    drop(incoming);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn small_requests_wait_for_no_timer() -> Fallible {
+    let net = Net::new();
+    let (node, runner) = (net.mesh(1)?, net.mesh(2)?);
+    net.serve(runner.listen(APP_PORT)?, echo);
+    let mut stream = node.dial(app(2)).await?;
+    let mut times = Vec::new();
+    for _ in 0..500 {
+        let started = Instant::now();
+        stream.write_all(b"ping").await?;
+        stream.read_exact(&mut [0; 4]).await?;
+        times.push(started.elapsed());
+    }
+    times.sort();
+    eprintln!("round trip: p50 {:?}, p99 {:?}", times[250], times[495]);
+    // The shortest timer is the delayed acknowledgment's, 5 ms; half of them must be far below.
+    assert!(times[250] < Duration::from_millis(3), "{:?}", times[250]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn throughput_of_one_stream() -> Fallible {
+    const LEN: u64 = 256 << 20;
+    let net = Net::new();
+    let (node, runner) = (net.mesh(1)?, net.mesh(2)?);
+    let mut listener = runner.listen(APP_PORT)?;
+    let mut stream = node.dial(app(2)).await?;
+    let mut incoming = listener.accept().await?;
+    let started = Instant::now();
+    let pouring = async {
+        let chunk = vec![7; 64 * 1024];
+        for _ in 0..LEN / 65_536 {
+            stream.write_all(&chunk).await?;
+        }
+        stream.shutdown().await?;
+        Fallible::Ok(())
+    };
+    let draining = async {
+        let (mut buf, mut len) = (vec![0; 256 * 1024], 0);
+        loop {
+            match incoming.stream.read(&mut buf).await? {
+                0 => return Fallible::Ok(len),
+                n => len += n as u64,
+            }
+        }
+    };
+    let ((), len) = within(async { tokio::try_join!(pouring, draining) }).await?;
+    assert_eq!(len, LEN);
+    let seconds = started.elapsed().as_secs_f64();
+    eprintln!(
+        "{:.0} MB/s; sender {:?}; receiver {:?}",
+        268.4 / seconds,
+        node.stats(),
+        runner.stats()
+    );
+    assert!(seconds < 30.0, "{seconds} s");
+    Ok(())
+}
