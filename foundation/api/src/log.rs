@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use tabbify_types::{EventId, NewEvent, Position, Recorded, Rev, Segment, SegmentGlob};
 
 use crate::BoxFuture;
+use crate::auth::Identity;
 
 /// LIMIT: events in one batch.
 pub const BATCH_EVENTS_MAX: usize = 1024;
@@ -270,6 +271,14 @@ pub struct LogScope {
     pub write: Vec<SegmentGlob>,
     /// Segments it may read.
     pub read: Vec<SegmentGlob>,
+}
+
+/// The log for callers that a service has authenticated: each writes under its own name and no
+/// further than its own tenant. In process the composition root gives it; over the network it is
+/// the caller's token.
+pub trait LogAccess: Send + Sync + fmt::Debug {
+    /// The log as this caller may use it.
+    fn of(&self, caller: &Identity) -> Arc<dyn EventLog>;
 }
 
 /// The head revisions of a projection's keys, for `expect`.

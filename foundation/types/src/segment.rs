@@ -153,7 +153,8 @@ impl SegmentGlob {
             }
             match parts.next() {
                 // As text, a `*` of the narrower part is a character that only a `*` here takes.
-                Some(part) if part != "**" && part_matches(pattern.as_bytes(), part.as_bytes()) => {}
+                Some(part) if part != "**" && part_matches(pattern.as_bytes(), part.as_bytes()) => {
+                }
                 _ => return false,
             }
         }
@@ -263,7 +264,8 @@ mod tests {
     #[test]
     fn globs_cover() {
         let check = |wide: &str, narrow: &str, expected: bool| {
-            let (w, n): (SegmentGlob, SegmentGlob) = (wide.parse().unwrap(), narrow.parse().unwrap());
+            let (w, n): (SegmentGlob, SegmentGlob) =
+                (wide.parse().unwrap(), narrow.parse().unwrap());
             assert_eq!(w.covers(&n), expected, "{wide} over {narrow}");
         };
         check("**", "**", true);

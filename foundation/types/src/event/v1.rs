@@ -178,7 +178,8 @@ pub struct AppRegistered {
     pub address: AppUla,
 }
 
-/// `tenant_*.apps`, key = the app.
+/// `tenant_*.apps`, key `versions/<app>`: its own, so that `expect` on the last revision decides
+/// between two pushes and the events under the app's key do not disturb them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VersionReserved {
     /// The app.

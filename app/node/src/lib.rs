@@ -1,0 +1,44 @@
+//! The node: the one public listener. REST, uploads, and the proxy to every app.
+//!
+//! Plane: app. A request's path, one file a step:
+//!
+//! ```text
+//!   listen ─▶ handle ─▶ route ─▶ authn ─┬▶ forward ─▶ pool ─▶ dial ─▶ runner
+//!   framing                             └▶ rest ─▶ log, object store, view
+//! ```
+//!
+//! Tasks: `node projection` (essential: follows the log), `node pool` (closes old connections), and
+//! detached ones per connection, upstream, tunnel and aborted upload. Owns no channel but the
+//! watch that tells how far the view is.
+//!
+//! Invariants:
+//! - No credential or cookie of ours reaches an app, and no `x-tabbify-*` of a caller.
+//! - Bodies are never gathered on the way to or from an app.
+//! - What a handler answers follows from events in the log: nothing is kept here that a restart
+//!   would lose.
+//! - Nothing listens beyond loopback.
+
+mod answer;
+mod authn;
+mod body;
+pub mod config;
+pub mod dial;
+mod error;
+mod forward;
+mod framing;
+mod handle;
+mod headers;
+mod listen;
+mod node;
+mod pool;
+mod projection;
+mod rest;
+mod route;
+mod server;
+mod tunnel;
+mod view;
+
+pub use config::{Config, Timeouts};
+pub use dial::{Dial, DialError, Stream};
+pub use node::Deps;
+pub use server::{BindError, Server};

@@ -1,0 +1,96 @@
+//! What every request of this node shares.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use object_store::ObjectStore;
+use tabbify_api::auth::Authority;
+use tabbify_api::log::{EventLog, LogAccess};
+use tabbify_api::logs::AppLogs;
+use tabbify_process::{Clock, Tasks};
+use tabbify_types::{AppId, VersionNumber};
+use tokio::sync::{Mutex, MutexGuard, Semaphore};
+
+use crate::config::{Config, UPLOADS_MAX};
+use crate::dial::Dial;
+use crate::pool::Pool;
+use crate::projection::Projection;
+use crate::rest::stored::Announced;
+use crate::view::Urls;
+
+/// What a node works with; everything that tests replace is behind a trait.
+#[derive(Debug, Clone)]
+pub struct Deps {
+    /// The log, with the node's scope: reads `tenant_*.apps`, writes nothing.
+    pub log: Arc<dyn EventLog>,
+    /// The log for those who call the node: what they ask for is written in their name.
+    pub writers: Arc<dyn LogAccess>,
+    /// Says who a token is.
+    pub authority: Arc<dyn Authority>,
+    /// Reaches runners.
+    pub dial: Arc<dyn Dial>,
+    /// Holds artifacts.
+    pub store: Arc<dyn ObjectStore>,
+    /// What apps have printed.
+    pub logs: Arc<dyn AppLogs>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// Owner of every task.
+    pub tasks: Tasks,
+}
+
+/// Stripes of the lock that keeps two publications of one app apart.
+const STRIPES: usize = 64;
+
+/// Announced files of the versions that are being uploaded.
+pub(crate) type Lists = VecDeque<((AppId, VersionNumber), Arc<Announced>)>;
+
+/// The shared state.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) config: Config,
+    pub(crate) urls: Urls,
+    pub(crate) log: Arc<dyn EventLog>,
+    pub(crate) writers: Arc<dyn LogAccess>,
+    pub(crate) authority: Arc<dyn Authority>,
+    pub(crate) store: Arc<dyn ObjectStore>,
+    pub(crate) logs: Arc<dyn AppLogs>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) tasks: Tasks,
+    pub(crate) projection: Arc<Projection>,
+    pub(crate) pool: Arc<Pool>,
+    /// Bounds the memory of uploads.
+    pub(crate) uploads: Semaphore,
+    /// Lists of files of versions that are being uploaded, the one used last at the end.
+    pub(crate) announced: std::sync::Mutex<Lists>,
+    publishing: [Mutex<()>; STRIPES],
+}
+
+impl Node {
+    pub(crate) fn new(config: Config, urls: Urls, deps: Deps) -> Self {
+        let tasks = deps.tasks;
+        let pool = Pool::new(deps.dial, tasks.clone(), config.timeouts.clone());
+        Self {
+            config,
+            urls,
+            log: deps.log,
+            writers: deps.writers,
+            authority: deps.authority,
+            store: deps.store,
+            logs: deps.logs,
+            clock: deps.clock,
+            tasks,
+            projection: Arc::new(Projection::new()),
+            pool: Arc::new(pool),
+            uploads: Semaphore::new(UPLOADS_MAX),
+            announced: std::sync::Mutex::default(),
+            publishing: std::array::from_fn(|_| Mutex::new(())),
+        }
+    }
+
+    /// Held while a version of `app` becomes the newest.
+    pub(crate) async fn publishing(&self, app: AppId) -> MutexGuard<'_, ()> {
+        let stripe = usize::from(app.uuid().as_bytes()[15]) % STRIPES;
+        self.publishing[stripe].lock().await
+    }
+}

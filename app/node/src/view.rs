@@ -1,0 +1,428 @@
+//! The node's view of the log: a pure fold over `tenant_*.apps`.
+//!
+//! INVARIANT: folding a prefix and then the rest gives the same view as folding everything. Events
+//! of unknown types are skipped; an unknown version of a type in [`CLAIMED`] is an error.
+
+mod deploy;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+
+use tabbify_api::apps::{AppStatus, AppView, Operation, VersionView};
+use tabbify_types::event::EventError;
+use tabbify_types::event::v1::{Access, InstanceRef, VersionPublished};
+use tabbify_types::{
+    AppId, AppName, AppUla, DeployId, Event, InstanceId, Position, Recorded, Rev, Tenant,
+    Timestamp, VersionNumber,
+};
+
+use self::deploy::{Deploy, Stage};
+use crate::config::DEPLOYS_MAX;
+use crate::route::host_of;
+
+/// Types that the view reads.
+pub(crate) const CLAIMED: &[&str] = &[
+    "app_registered",
+    "version_reserved",
+    "version_published",
+    "deploy_requested",
+    "deploy_superseded",
+    "app_placed",
+    "app_starting",
+    "app_started",
+    "app_healthy",
+    "traffic_shifted",
+    "app_failed",
+    "app_stop_requested",
+    "app_stopped",
+    "deploy_finished",
+];
+
+/// LIMIT: instances of one app whose deploy is remembered.
+const INSTANCES_MAX: usize = 256;
+
+/// Key of a tenant's apps segment under which an app's version numbers are reserved: its own, so
+/// that the many events under the app's key do not disturb a push.
+pub(crate) fn versions_key(app: AppId) -> String {
+    format!("versions/{app}")
+}
+
+/// Everything that the node knows from the log.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct View {
+    apps: BTreeMap<AppId, App>,
+    names: BTreeMap<(Tenant, AppName), AppId>,
+    deploys: HashMap<DeployId, AppId>,
+    position: Position,
+}
+
+/// An app.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct App {
+    pub(crate) id: AppId,
+    pub(crate) tenant: Tenant,
+    pub(crate) name: AppName,
+    address: AppUla,
+    created: Timestamp,
+    /// The newest reserved number; 0 before the first.
+    pub(crate) reserved: VersionNumber,
+    /// Revision of [`versions_key`].
+    pub(crate) versions_rev: Rev,
+    published: BTreeMap<VersionNumber, Published>,
+    /// Oldest first, at most [`DEPLOYS_MAX`].
+    deploys: VecDeque<Deploy>,
+    instances: BTreeMap<InstanceId, DeployId>,
+    traffic: Option<Traffic>,
+    /// Why the last instance that failed did.
+    failure: Option<String>,
+}
+
+/// A published version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Published {
+    event: VersionPublished,
+    at: Timestamp,
+}
+
+/// Who gets an app's traffic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Traffic {
+    version: VersionNumber,
+    primary: InstanceId,
+    instances: BTreeSet<InstanceId>,
+    /// Those of them that have not ended.
+    live: BTreeSet<InstanceId>,
+}
+
+/// What an event means beyond the view itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Noticed {
+    /// Nothing.
+    Nothing,
+    /// An instance gets no new work: connections that may lead to it are not used again.
+    Switched(AppId),
+}
+
+/// Where apps are, for people.
+#[derive(Debug, Clone)]
+pub(crate) struct Urls {
+    /// The platform's host.
+    pub(crate) base: String,
+    /// The public port.
+    pub(crate) port: u16,
+}
+
+impl Urls {
+    /// The URL of an app, without a slash at the end.
+    pub(crate) fn app(&self, tenant: &Tenant, name: &AppName) -> String {
+        let host = host_of(tenant, name, &self.base);
+        if self.port == 80 {
+            format!("http://{host}")
+        } else {
+            format!("http://{host}:{}", self.port)
+        }
+    }
+}
+
+impl View {
+    /// Takes the next event of the log.
+    ///
+    /// # Errors
+    /// [`EventError`] for a claimed type that this program does not understand.
+    pub(crate) fn apply(&mut self, recorded: &Recorded) -> Result<Noticed, EventError> {
+        self.position = self.position.max(recorded.position);
+        if !CLAIMED.contains(&recorded.kind.as_str()) {
+            return Ok(Noticed::Nothing);
+        }
+        let (Some(tenant), Some(event)) = (recorded.segment.tenant(), recorded.event()?) else {
+            return Ok(Noticed::Nothing);
+        };
+        Ok(self.fold(tenant, recorded, event))
+    }
+
+    /// Remembers that everything up to `position` has been seen.
+    pub(crate) fn reached(&mut self, position: Position) {
+        self.position = self.position.max(position);
+    }
+
+    /// Up to where the log has been seen.
+    pub(crate) const fn position(&self) -> Position {
+        self.position
+    }
+
+    /// An app by id.
+    pub(crate) fn app(&self, id: AppId) -> Option<&App> {
+        self.apps.get(&id)
+    }
+
+    /// An app by name.
+    pub(crate) fn app_named(&self, tenant: &Tenant, name: &AppName) -> Option<&App> {
+        let id = self.names.get(&(tenant.clone(), name.clone()))?;
+        self.apps.get(id)
+    }
+
+    /// Every app of a tenant, by name.
+    pub(crate) fn apps_of<'a>(&'a self, tenant: &'a Tenant) -> impl Iterator<Item = &'a App> {
+        let of_tenant = self.names.iter().filter(move |((t, _), _)| t == tenant);
+        of_tenant.filter_map(|(_, id)| self.apps.get(id))
+    }
+
+    /// The app that a deploy is about.
+    pub(crate) fn app_of_deploy(&self, deploy: DeployId) -> Option<&App> {
+        self.apps.get(self.deploys.get(&deploy)?)
+    }
+
+    fn fold(&mut self, tenant: Tenant, recorded: &Recorded, event: Event) -> Noticed {
+        let at = recorded.at;
+        if let Event::AppRegistered(event) = event {
+            let name = (tenant.clone(), event.name.clone());
+            // The first registration counts; the log's expectations let no second one in.
+            self.names.entry(name).or_insert(event.app);
+            self.apps.entry(event.app).or_insert_with(|| App {
+                id: event.app,
+                tenant,
+                name: event.name,
+                address: event.address,
+                created: at,
+                reserved: VersionNumber(0),
+                versions_rev: Rev(0),
+                published: BTreeMap::new(),
+                deploys: VecDeque::new(),
+                instances: BTreeMap::new(),
+                traffic: None,
+                failure: None,
+            });
+            return Noticed::Nothing;
+        }
+        // A tenant's segment speaks about its own apps only.
+        let id = app_of(&event);
+        let Some(app) = id
+            .and_then(|id| self.apps.get_mut(&id))
+            .filter(|app| app.tenant == tenant)
+        else {
+            return Noticed::Nothing;
+        };
+        if let Event::DeployRequested(event) = &event {
+            if self.deploys.contains_key(&event.deploy) {
+                return Noticed::Nothing;
+            }
+            self.deploys.insert(event.deploy, app.id);
+            if let Some(forgotten) = app.requested(Deploy::requested(event, at)) {
+                self.deploys.remove(&forgotten);
+            }
+            return Noticed::Nothing;
+        }
+        app.fold(recorded, event)
+    }
+}
+
+impl App {
+    /// Adds a deploy; the id of the oldest one if there are too many now.
+    fn requested(&mut self, deploy: Deploy) -> Option<DeployId> {
+        self.deploys.push_back(deploy);
+        if self.deploys.len() <= DEPLOYS_MAX {
+            return None;
+        }
+        self.deploys.pop_front().map(|deploy| deploy.id)
+    }
+
+    fn fold(&mut self, recorded: &Recorded, event: Event) -> Noticed {
+        let at = recorded.at;
+        match event {
+            Event::VersionReserved(event) => {
+                self.reserved = self.reserved.max(event.version);
+                if recorded.key == versions_key(self.id) {
+                    self.versions_rev = recorded.rev;
+                }
+            }
+            Event::VersionPublished(event) => {
+                let version = event.version;
+                self.published
+                    .entry(version)
+                    .or_insert(Published { event, at });
+            }
+            Event::DeploySuperseded(event) => {
+                if let Some(deploy) = self.deploy_mut(event.deploy) {
+                    deploy.superseded();
+                }
+            }
+            Event::AppPlaced(event) => {
+                self.instances.insert(event.instance, event.deploy);
+                if self.instances.len() > INSTANCES_MAX {
+                    self.instances.pop_first();
+                }
+                self.step(event.deploy, Stage::Placed, at);
+            }
+            Event::AppStarting(event) => self.instance_step(event.of, Stage::Starting, at),
+            Event::AppStarted(event) => self.instance_step(event.of, Stage::Started, at),
+            Event::AppHealthy(event) => {
+                if let Some(traffic) = &mut self.traffic
+                    && traffic.instances.contains(&event.of.instance)
+                {
+                    traffic.live.insert(event.of.instance);
+                }
+                self.instance_step(event.of, Stage::Healthy, at);
+            }
+            Event::TrafficShifted(event) => {
+                let instances: BTreeSet<InstanceId> = event.instances.into_iter().collect();
+                self.traffic = Some(Traffic {
+                    version: event.version,
+                    primary: event.primary,
+                    live: instances.clone(),
+                    instances,
+                });
+                self.step(event.deploy, Stage::Shifted, at);
+                return Noticed::Switched(self.id);
+            }
+            Event::AppFailed(event) => {
+                self.ended(event.of.instance);
+                if let Some(deploy) = self.deploy_of(event.of) {
+                    deploy.instance_failed(&event, at);
+                }
+                self.failure = Some(event.detail);
+            }
+            // Again after the switch: a connection that was made before everybody had seen the
+            // switch may still lead to the old instance, which is about to close it.
+            Event::AppStopRequested(_) => return Noticed::Switched(self.id),
+            Event::AppStopped(event) => self.ended(event.of.instance),
+            Event::DeployFinished(event) => {
+                if let Some(deploy) = self.deploy_mut(event.deploy) {
+                    deploy.finished(&event, at);
+                }
+            }
+            _ => {}
+        }
+        Noticed::Nothing
+    }
+
+    fn ended(&mut self, instance: InstanceId) {
+        if let Some(traffic) = &mut self.traffic {
+            traffic.live.remove(&instance);
+        }
+    }
+
+    fn deploy_mut(&mut self, id: DeployId) -> Option<&mut Deploy> {
+        self.deploys.iter_mut().rev().find(|deploy| deploy.id == id)
+    }
+
+    fn deploy_of(&mut self, of: InstanceRef) -> Option<&mut Deploy> {
+        let id = *self.instances.get(&of.instance)?;
+        self.deploy_mut(id)
+    }
+
+    fn step(&mut self, id: DeployId, stage: Stage, at: Timestamp) {
+        if let Some(deploy) = self.deploy_mut(id) {
+            deploy.reached(stage, at);
+        }
+    }
+
+    fn instance_step(&mut self, of: InstanceRef, stage: Stage, at: Timestamp) {
+        if let Some(deploy) = self.deploy_of(of) {
+            deploy.reached(stage, at);
+        }
+    }
+
+    fn serving(&self) -> Option<&Traffic> {
+        self.traffic
+            .as_ref()
+            .filter(|traffic| !traffic.live.is_empty())
+    }
+
+    /// Who may open it: as the version says that serves or served last, else the newest one.
+    pub(crate) fn access(&self) -> Access {
+        let version = match &self.traffic {
+            Some(traffic) => self.published.get(&traffic.version),
+            None => self.published.values().next_back(),
+        };
+        version.map_or(Access::Private, |version| version.event.access)
+    }
+
+    /// A published version.
+    pub(crate) fn version(&self, version: VersionNumber) -> Option<VersionView> {
+        let published = self.published.get(&version)?;
+        Some(VersionView {
+            app: self.id,
+            version,
+            artifact: published.event.artifact,
+            runtime: published.event.run.runtime,
+            created: published.at,
+        })
+    }
+
+    /// The newest published version.
+    pub(crate) fn latest(&self) -> Option<VersionNumber> {
+        self.published.keys().next_back().copied()
+    }
+
+    /// As its tenant sees it.
+    pub(crate) fn view(&self, urls: &Urls) -> AppView {
+        let serving = self.serving();
+        let status = match serving {
+            Some(_) => AppStatus::Healthy,
+            None if self
+                .deploys
+                .iter()
+                .any(|deploy| !deploy.status().is_final()) =>
+            {
+                AppStatus::Deploying
+            }
+            None if self.deploys.is_empty() => AppStatus::New,
+            None => AppStatus::Failed,
+        };
+        let said = self.deploys.back().and_then(Deploy::problem);
+        let problem = (status == AppStatus::Failed)
+            .then(|| said.or_else(|| self.failure.clone()))
+            .flatten();
+        AppView {
+            id: self.id,
+            name: self.name.clone(),
+            tenant: self.tenant.clone(),
+            address: self.address,
+            url: urls.app(&self.tenant, &self.name),
+            access: self.access(),
+            status,
+            serving: serving.map(|traffic| traffic.version),
+            latest: self.latest(),
+            primary: serving.map(|traffic| traffic.primary),
+            created: self.created,
+            problem,
+        }
+    }
+
+    /// A deploy of it.
+    pub(crate) fn operation(&self, id: DeployId, urls: &Urls) -> Option<Operation> {
+        let deploy = self.deploys.iter().rev().find(|deploy| deploy.id == id)?;
+        Some(deploy.operation(self.id, &urls.app(&self.tenant, &self.name)))
+    }
+
+    /// Its deploys, newest first.
+    pub(crate) fn operations(&self, urls: &Urls) -> Vec<Operation> {
+        let url = urls.app(&self.tenant, &self.name);
+        let newest_first = self.deploys.iter().rev();
+        newest_first
+            .map(|deploy| deploy.operation(self.id, &url))
+            .collect()
+    }
+}
+
+/// The app that a claimed event is about.
+fn app_of(event: &Event) -> Option<AppId> {
+    match event {
+        Event::VersionReserved(event) => Some(event.app),
+        Event::VersionPublished(event) => Some(event.app),
+        Event::DeployRequested(event) => Some(event.app),
+        Event::DeploySuperseded(event) => Some(event.app),
+        Event::AppPlaced(event) => Some(event.app),
+        Event::AppStarting(event) => Some(event.of.app),
+        Event::AppStarted(event) => Some(event.of.app),
+        Event::AppHealthy(event) => Some(event.of.app),
+        Event::TrafficShifted(event) => Some(event.app),
+        Event::AppFailed(event) => Some(event.of.app),
+        Event::AppStopRequested(event) => Some(event.of.app),
+        Event::AppStopped(event) => Some(event.of.app),
+        Event::DeployFinished(event) => Some(event.app),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;

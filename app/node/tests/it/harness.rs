@@ -1,0 +1,446 @@
+//! A platform around one node.
+
+use std::collections::{HashMap, HashSet};
+use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use http::{Method, Request, StatusCode};
+use object_store::ObjectStore;
+use object_store::local::LocalFileSystem;
+use serde_json::{Value, json};
+use tabbify_api::BoxFuture;
+use tabbify_api::artifact::ArtifactFile;
+use tabbify_api::auth::{AuthError, Authority, Identity, IssuedToken, PlatformId};
+use tabbify_api::log::{Append, EventLog, LogAccess, LogScope};
+use tabbify_api::logs::{AppLogs, LogLine, LogQuery, LogReader, LogsError};
+use tabbify_log::{Log, Options};
+use tabbify_node::{Config, Deps, Dial, DialError, Server, Stream};
+use tabbify_process::{Importance, SystemClock, Tasks};
+use tabbify_types::event::v1::TrafficShifted;
+use tabbify_types::{
+    APP_PORT, AppId, AppUla, DeployId, Digest, Event, InstanceId, NewEvent, Segment, SegmentGlob,
+    Tenant, Timestamp, VersionNumber,
+};
+use tempfile::TempDir;
+use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
+
+use crate::app::App;
+use crate::http_client::{Answer, Body, Client, full, soon, until};
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Tokens are words: `owner` may everything, `reader` reads, `acme` owns another tenant, `old` has
+/// expired; all others are forged.
+#[derive(Debug, Default)]
+struct Words {
+    redeemed: Mutex<HashSet<String>>,
+}
+
+impl Authority for Words {
+    fn platform(&self) -> PlatformId {
+        PlatformId("test-platform".to_owned())
+    }
+
+    fn jwks(&self) -> Value {
+        json!({ "keys": [] })
+    }
+
+    fn exchange(&self, proof: &str) -> BoxFuture<'_, Result<IssuedToken, AuthError>> {
+        let answer = match proof {
+            "good" => Ok(issued("owner")),
+            "again" => Err(AuthError::Replayed),
+            "flood" => Err(AuthError::RateLimited),
+            _ => Err(AuthError::Invalid("no proof".to_owned())),
+        };
+        Box::pin(async { answer })
+    }
+
+    fn verify(&self, token: &str) -> Result<Identity, AuthError> {
+        let (tenant, scopes) = match token {
+            "owner" => ("main", "*"),
+            "reader" => ("main", "apps:read"),
+            "acme" => ("acme", "*"),
+            "old" => return Err(AuthError::Expired(Timestamp::default())),
+            _ => return Err(AuthError::Invalid("forged".to_owned())),
+        };
+        Ok(Identity {
+            subject: format!("user:{token}"),
+            tenant: tenant.parse().expect("a tenant"),
+            kind: "user".to_owned(),
+            scopes: vec![scopes.to_owned()],
+            expires: Timestamp::from_secs(4_000_000_000),
+        })
+    }
+
+    fn open_ticket(&self, identity: &Identity, app: AppId) -> Result<IssuedToken, AuthError> {
+        let who = identity.subject.trim_start_matches("user:");
+        Ok(issued(&format!("{who}/{app}/{}", AppId::mint())))
+    }
+
+    fn redeem_ticket(&self, ticket: &str, app: AppId) -> Result<IssuedToken, AuthError> {
+        let mut parts = ticket.split('/');
+        match (parts.next(), parts.next(), parts.next()) {
+            (Some(who), Some(of), Some(_)) if of == app.to_string() => {
+                if !lock(&self.redeemed).insert(ticket.to_owned()) {
+                    return Err(AuthError::Replayed);
+                }
+                Ok(issued(&format!("session.{who}.{app}")))
+            }
+            _ => Err(AuthError::Invalid("no ticket".to_owned())),
+        }
+    }
+
+    fn verify_session(&self, session: &str, app: AppId) -> Result<Identity, AuthError> {
+        let mut parts = session.split('.');
+        match (parts.next(), parts.next(), parts.next()) {
+            (Some("session"), Some(who), Some(of)) if of == app.to_string() => self.verify(who),
+            _ => Err(AuthError::Invalid("no session".to_owned())),
+        }
+    }
+}
+
+fn issued(token: &str) -> IssuedToken {
+    IssuedToken {
+        token: token.to_owned(),
+        expires: Timestamp::from_secs(4_000_000_000),
+    }
+}
+
+/// The mesh: app addresses that lead to TCP ports.
+#[derive(Debug, Default)]
+pub(crate) struct Mesh(Mutex<HashMap<Ipv6Addr, SocketAddr>>);
+
+impl Dial for Mesh {
+    fn dial(&self, address: SocketAddrV6) -> BoxFuture<'_, Result<Box<dyn Stream>, DialError>> {
+        Box::pin(async move {
+            let leads_to = lock(&self.0).get(address.ip()).copied();
+            let port = leads_to.ok_or(DialError::NoLease(address))?;
+            assert_eq!(address.port(), APP_PORT, "the runner's port");
+            let stream = TcpStream::connect(port).await;
+            let stream = stream.map_err(|error| DialError::Unreachable {
+                address,
+                source: Some(error.into()),
+            })?;
+            let _ = stream.set_nodelay(true);
+            Ok(Box::new(stream) as Box<dyn Stream>)
+        })
+    }
+}
+
+/// Three lines for every app; a followed log then waits.
+#[derive(Debug)]
+struct ThreeLines;
+
+#[derive(Debug)]
+struct Lines {
+    left: Vec<LogLine>,
+    follow: bool,
+}
+
+impl AppLogs for ThreeLines {
+    fn open(
+        &self,
+        _: AppId,
+        query: LogQuery,
+    ) -> BoxFuture<'_, Result<Box<dyn LogReader>, LogsError>> {
+        let line = |n: u64| LogLine {
+            at: Timestamp::from_secs(n),
+            instance: InstanceId(1),
+            stream: tabbify_api::logs::Stream::Stdout,
+            line: format!("line {n}"),
+        };
+        let since = query.since.unwrap_or_default();
+        let mut left: Vec<LogLine> = (1..=3)
+            .rev()
+            .map(line)
+            .filter(|line| line.at >= since)
+            .collect();
+        left.truncate(query.tail.unwrap_or(usize::MAX));
+        let follow = query.follow;
+        Box::pin(async move { Ok(Box::new(Lines { left, follow }) as Box<dyn LogReader>) })
+    }
+}
+
+impl LogReader for Lines {
+    fn next(&mut self) -> BoxFuture<'_, Result<Option<LogLine>, LogsError>> {
+        Box::pin(async {
+            match self.left.pop() {
+                None if self.follow => std::future::pending().await,
+                line => Ok(line),
+            }
+        })
+    }
+}
+
+/// Writes in the caller's name.
+#[derive(Debug)]
+struct Writers(Arc<Log>);
+
+impl LogAccess for Writers {
+    fn of(&self, caller: &Identity) -> Arc<dyn EventLog> {
+        self.0.client(LogScope {
+            actor: caller.subject.clone(),
+            write: vec![SegmentGlob::all()],
+            read: vec![SegmentGlob::all()],
+        })
+    }
+}
+
+/// One node and everything around it.
+pub(crate) struct Platform {
+    pub(crate) node: SocketAddr,
+    pub(crate) tasks: Tasks,
+    pub(crate) store: Arc<dyn ObjectStore>,
+    pub(crate) mesh: Arc<Mesh>,
+    log: Option<Arc<Log>>,
+    events: Arc<dyn EventLog>,
+    dir: Arc<TempDir>,
+    shutdown: CancellationToken,
+}
+
+impl Platform {
+    pub(crate) async fn start() -> Result<Self> {
+        Self::start_with(|_| {}).await
+    }
+
+    pub(crate) async fn start_with(change: impl FnOnce(&mut Config)) -> Result<Self> {
+        Self::start_in(Arc::new(tempfile::tempdir()?), change).await
+    }
+
+    async fn start_in(dir: Arc<TempDir>, change: impl FnOnce(&mut Config)) -> Result<Self> {
+        let log = Log::open(&dir.path().join("log"), Options::new(Arc::new(SystemClock)))?;
+        let log = Arc::new(log);
+        let every = || vec![SegmentGlob::all()];
+        let events = log.client(LogScope {
+            actor: "service:node".to_owned(),
+            write: every(),
+            read: every(),
+        });
+        let objects = dir.path().join("objects");
+        std::fs::create_dir_all(&objects)?;
+        let store: Arc<dyn ObjectStore> = Arc::new(LocalFileSystem::new_with_prefix(&objects)?);
+        let (tasks, mesh) = (Tasks::new(), Arc::new(Mesh::default()));
+        let mut config = Config {
+            listen: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
+            ..Config::default()
+        };
+        config.timeouts.drain = Duration::from_secs(1);
+        change(&mut config);
+        let deps = Deps {
+            log: Arc::clone(&events),
+            writers: Arc::new(Writers(Arc::clone(&log))),
+            authority: Arc::new(Words::default()),
+            dial: Arc::clone(&mesh) as Arc<dyn Dial>,
+            store: Arc::clone(&store),
+            logs: Arc::new(ThreeLines),
+            clock: Arc::new(SystemClock),
+            tasks: tasks.clone(),
+        };
+        let server = Server::bind(config, deps).await?;
+        let (node, shutdown) = (server.addr(), CancellationToken::new());
+        let running = server.run(shutdown.clone());
+        tasks.spawn("node", Importance::Detached, running);
+        Ok(Self {
+            node,
+            tasks,
+            store,
+            mesh,
+            log: Some(log),
+            events,
+            dir,
+            shutdown,
+        })
+    }
+
+    /// Ends everything and starts it again on the same directory.
+    pub(crate) async fn restart(mut self) -> Result<Self> {
+        self.shutdown.cancel();
+        self.tasks.shutdown(Duration::from_secs(5)).await;
+        if let Some(log) = self.log.take() {
+            soon("closing the log", log.close()).await?;
+        }
+        Self::start_in(Arc::clone(&self.dir), |_| {}).await
+    }
+
+    /// Asks the node to stop, and nothing else.
+    pub(crate) fn stop(&self) {
+        self.shutdown.cancel();
+    }
+
+    pub(crate) fn objects(&self) -> PathBuf {
+        self.dir.path().join("objects")
+    }
+
+    pub(crate) async fn client(&self) -> Result<Client> {
+        soon("connecting", Client::connect(&self.tasks, self.node)).await?
+    }
+
+    /// One request on a connection of its own, to `host`.
+    pub(crate) async fn send(&self, request: Request<Body>) -> Result<Answer> {
+        Answer::of(self.client().await?.send(request).await?).await
+    }
+
+    /// A call of the REST.
+    pub(crate) async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        token: &str,
+        body: Value,
+    ) -> Result<Answer> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "localhost");
+        if !token.is_empty() {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        let body = if body.is_null() {
+            String::new()
+        } else {
+            body.to_string()
+        };
+        self.send(request.body(full(body))?).await
+    }
+
+    pub(crate) async fn get(&self, path: &str, token: &str) -> Result<Answer> {
+        self.call(Method::GET, path, token, Value::Null).await
+    }
+
+    pub(crate) async fn post(&self, path: &str, token: &str, body: Value) -> Result<Answer> {
+        self.call(Method::POST, path, token, body).await
+    }
+
+    pub(crate) async fn register(&self, name: &str) -> Result<AppId> {
+        let id = AppId::mint();
+        let answer = self
+            .post("/v1/apps", "owner", json!({ "id": id, "name": name }))
+            .await?;
+        ensure!(answer.status == StatusCode::CREATED, "{}", answer.text());
+        Ok(id)
+    }
+
+    /// Appends what another role would.
+    pub(crate) async fn append(&self, app: AppId, event: Event) -> Result<()> {
+        let event = NewEvent::new(Segment::apps(&Tenant::main()), app, &event)?;
+        let appended = self.events.append(Append::of(vec![event])).await?;
+        until("the node sees the event", async || {
+            let health = self
+                .get("/health", "")
+                .await
+                .and_then(|answer| answer.json());
+            health.is_ok_and(|health| health["position"].as_u64() >= Some(appended.last.get()))
+        })
+        .await
+    }
+
+    /// Traffic of `app` goes to `instance`.
+    pub(crate) async fn shift(&self, app: AppId, version: u32, instance: u32) -> Result<()> {
+        let event = TrafficShifted {
+            app,
+            deploy: DeployId::mint(),
+            version: VersionNumber(version),
+            instances: vec![InstanceId(instance)],
+            primary: InstanceId(instance),
+        };
+        self.append(app, event.into()).await
+    }
+
+    /// New connections to `app` end at `at`.
+    pub(crate) fn leads_to(&self, app: AppId, at: &App) {
+        lock(&self.mesh.0).insert(AppUla::derive(app).addr(), at.address);
+    }
+
+    /// A registered app with a published version that `at` serves.
+    pub(crate) async fn serving(&self, name: &str, access: &str, at: &App) -> Result<AppId> {
+        let app = self.register(name).await?;
+        let files = files(app, name, access);
+        let version = self.upload(app, &files).await?;
+        let answer = self.commit(app, version, &files).await?;
+        ensure!(answer.status == StatusCode::OK, "{}", answer.text());
+        self.leads_to(app, at);
+        self.shift(app, version, 1).await?;
+        Ok(app)
+    }
+
+    /// Reserves and uploads.
+    pub(crate) async fn upload(&self, app: AppId, files: &[(String, Vec<u8>)]) -> Result<u32> {
+        let version = self.reserve(app, files).await?;
+        for (path, bytes) in files {
+            let answer = self.put(app, version, path, bytes.clone()).await?;
+            ensure!(answer.status == StatusCode::NO_CONTENT, "{}", answer.text());
+        }
+        Ok(version)
+    }
+
+    pub(crate) async fn reserve(&self, app: AppId, files: &[(String, Vec<u8>)]) -> Result<u32> {
+        let path = format!("/v1/apps/{app}/versions");
+        let answer = self
+            .post(&path, "owner", json!({ "files": list(files)? }))
+            .await?;
+        ensure!(answer.status == StatusCode::CREATED, "{}", answer.text());
+        let version = answer.json()?["version"].as_u64().context("a version")?;
+        Ok(u32::try_from(version)?)
+    }
+
+    pub(crate) async fn put(
+        &self,
+        app: AppId,
+        version: u32,
+        path: &str,
+        bytes: Vec<u8>,
+    ) -> Result<Answer> {
+        let request = Request::put(format!("/v1/apps/{app}/versions/{version}/files/{path}"))
+            .header("host", "localhost")
+            .header("authorization", "Bearer owner")
+            .body(full(bytes))?;
+        self.send(request).await
+    }
+
+    pub(crate) async fn commit(
+        &self,
+        app: AppId,
+        version: u32,
+        files: &[(String, Vec<u8>)],
+    ) -> Result<Answer> {
+        let path = format!("/v1/apps/{app}/versions/{version}/commit");
+        self.post(&path, "owner", json!({ "files": list(files)? }))
+            .await
+    }
+}
+
+impl Drop for Platform {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+        self.tasks.stop();
+    }
+}
+
+pub(crate) fn list(files: &[(String, Vec<u8>)]) -> Result<Vec<ArtifactFile>> {
+    let listed = files.iter().map(|(path, bytes)| {
+        Ok(ArtifactFile {
+            path: path.parse()?,
+            size: bytes.len() as u64,
+            digest: Digest::of(bytes),
+        })
+    });
+    listed.collect()
+}
+
+/// The files of a small app.
+pub(crate) fn files(app: AppId, name: &str, access: &str) -> Vec<(String, Vec<u8>)> {
+    let manifest = format!(
+        "[app]\nname = \"{name}\"\nid = \"{app}\"\naccess = \"{access}\"\n\
+         [build]\nwasm = \"app.wasm\"\n"
+    );
+    vec![
+        ("tabbify.toml".to_owned(), manifest.into_bytes()),
+        ("app.wasm".to_owned(), b"\0asm\x0d\0\x01\0".to_vec()),
+    ]
+}

@@ -1,0 +1,34 @@
+//! The runner: one app, one runtime, one detached process that outlives its supervisor.
+//!
+//! Plane: app. The program is [`run::main`]; this library exists so that tests reach its parts.
+//!
+//! ```text
+//! lock ─▶ boot ─▶ control socket ─▶ mesh ─▶ artifact ─▶ runtime ─▶ serve ─▶ drain ─▶ exit record
+//! ```
+//!
+//! Tasks spawned: `control` (one) and `control connection` (each caller), `accept` (one),
+//! `connection` (each of the node's), `guest` (each request of a wasm app), `output` (one, writes
+//! what the app prints). One thread of its own: `epoch`, while wasm runs.
+//! Channels owned: what the app prints, bounded by [`output::QUEUE_LINES`].
+//!
+//! Invariants:
+//! - the lock on `birth.json` is held from before the first line of `run` to the end of the process;
+//! - nothing of a tenant's code runs before its digest has been verified;
+//! - a body of any size passes in constant memory, and a cut body never looks complete;
+//! - what the app uses (memory, processor, log disk, connections) has a limit, named `LIMIT` here.
+
+pub mod artifact;
+pub mod control;
+pub mod error;
+pub mod home;
+pub mod lock;
+pub mod output;
+pub mod peers;
+pub mod run;
+pub mod runtime;
+pub mod server;
+pub mod state;
+pub mod traffic;
+pub mod wasm_http;
+
+pub use error::Error;

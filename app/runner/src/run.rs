@@ -1,0 +1,319 @@
+//! The life of a runner, from the lock to the last word.
+
+use std::panic::AssertUnwindSafe;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tabbify_api::runner::{Birth, Boot, CONTROL_SOCKET, ExitRecord, Failure};
+use tabbify_mesh::{Config, Listener, Mesh, PrivateKey};
+use tabbify_process::{Clock, Importance, SystemClock, Tasks, chain, signals, telemetry, unix};
+use tabbify_types::event::v1::FailureReason;
+use tabbify_types::{APP_PORT, AppUla, InstanceUla};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::control::Control;
+use crate::home::{Home, Secret};
+use crate::lock::Lock;
+use crate::output::Output;
+use crate::peers::Peers;
+use crate::runtime::Start;
+use crate::server::Server;
+use crate::state::{Identity, State};
+use crate::traffic::Traffic;
+use crate::wasm_http::Limits;
+use crate::{Error, artifact, runtime};
+
+/// Threads that serve: one app rarely needs more, and a thousand runners share the machine.
+const WORKERS: usize = 2;
+
+/// LIMIT: connections at a time; more wait in the mesh's backlog.
+const CONNECTIONS_MAX: usize = 1024;
+
+/// How long a runner that failed stays, so that its supervisor can ask why.
+const FAILED_FOR: Duration = Duration::from_secs(10);
+
+/// How long requests may go on after `SIGTERM`.
+const TERMINATED_DRAIN: Duration = Duration::from_secs(5);
+
+/// How long what is written may take to be acknowledged by the other end, and by the disk.
+const FLUSH_WITHIN: Duration = Duration::from_secs(1);
+
+/// LIMIT: a failure's text, in bytes, as the `app_failed` event has it.
+const DETAIL_LEN_MAX: usize = 4 * 1024;
+
+/// Exit code of a runner whose app cannot be served.
+const EXIT_FAILED: u8 = 1;
+
+/// Exit code of a runner that could not begin.
+const EXIT_NOT_BEGUN: u8 = 2;
+
+/// How a life ended.
+struct End {
+    code: u8,
+    failure: Option<Failure>,
+}
+
+/// The whole program: lives in `directory` until it is told to stop, and says why it ended.
+#[must_use]
+pub fn main(directory: &Path) -> ExitCode {
+    telemetry::init();
+    std::panic::set_hook(Box::new(|panic| tracing::error!(%panic, "panicked")));
+    let mut lock = match Lock::take(directory) {
+        Ok(lock) => lock,
+        Err(error) => {
+            // The directory is somebody else's: leave no word in it.
+            tracing::error!(error = %chain(&error), "not started");
+            return ExitCode::from(EXIT_NOT_BEGUN);
+        }
+    };
+    let home = Home::new(directory);
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let lived = std::panic::catch_unwind(AssertUnwindSafe(|| live(&home, &mut lock, &clock)));
+    let end = match lived {
+        Ok(Ok(end)) => end,
+        Ok(Err(error)) => End {
+            code: EXIT_NOT_BEGUN,
+            failure: failure(FailureReason::Spawn, chain(&error).to_string()),
+        },
+        Err(_) => End {
+            code: EXIT_FAILED,
+            failure: failure(FailureReason::Exited, "the runner panicked".to_owned()),
+        },
+    };
+    if let Some(failure) = &end.failure {
+        tracing::error!(reason = ?failure.reason, detail = failure.detail, "failed");
+    }
+    let record = ExitRecord {
+        code: end.code.into(),
+        failure: end.failure,
+        at: clock.now(),
+    };
+    if let Err(error) = home.write_exit(&record) {
+        tracing::error!(%error, "the exit record cannot be written");
+    }
+    ExitCode::from(end.code)
+}
+
+fn failure(reason: FailureReason, detail: String) -> Option<Failure> {
+    Some(Failure { reason, detail })
+}
+
+fn live(home: &Home, lock: &mut Lock, clock: &Arc<dyn Clock>) -> Result<End, Error> {
+    // Detached: a signal to the supervisor's terminal is none to us. A session leader is refused,
+    // and has what it asks for.
+    let _ = rustix::process::setsid();
+    let (boot, secret) = home.boot()?;
+    lock.write_birth(&Birth {
+        of: boot.of,
+        pid: std::process::id(),
+        at: clock.now(),
+    })?;
+    let workers = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .thread_name("runner")
+        .enable_all()
+        .build()
+        .map_err(Error::Process)?;
+    let end = workers.block_on(async {
+        let signals = Tasks::new();
+        signals::stop_on_signals(&signals).map_err(Error::Process)?;
+        let runner = Runner::begin(home, boot, secret, clock)?;
+        Ok(Box::pin(runner.run(signals.token())).await)
+    });
+    // A compilation that is under way would be waited for.
+    workers.shutdown_background();
+    end
+}
+
+/// A runner that has joined the mesh and answers its supervisor.
+struct Runner {
+    boot: Boot,
+    tasks: Tasks,
+    mesh: Mesh,
+    output: Output,
+    traffic: Traffic,
+    state: Arc<State>,
+    stop: CancellationToken,
+}
+
+impl Runner {
+    fn begin(
+        home: &Home,
+        boot: Boot,
+        secret: Secret,
+        clock: &Arc<dyn Clock>,
+    ) -> Result<Self, Error> {
+        let tasks = Tasks::new();
+        let listener = unix::bind(home.directory(), CONTROL_SOCKET).map_err(Error::Control)?;
+        let peers = Arc::new(Peers::new(boot.peers.clone()));
+        let mesh = join_mesh(&boot, &peers, &tasks)?;
+        let output = Output::open(&boot.logs, boot.of.instance, Arc::clone(clock), &tasks)
+            .map_err(|source| Error::Output {
+                path: boot.logs.clone(),
+                source,
+            })?;
+        let traffic = Traffic::new(Limits::DEFAULT.requests.into());
+        let identity = Identity {
+            of: boot.of,
+            pid: std::process::id(),
+            key: mesh.public_key(),
+            underlay: mesh.underlay_addr().map_err(Error::Process)?,
+        };
+        let runner = Self {
+            state: Arc::new(State::new(identity, traffic.clone())),
+            boot,
+            tasks,
+            mesh,
+            output,
+            traffic,
+            stop: CancellationToken::new(),
+        };
+        let control = Arc::new(Control {
+            secret,
+            state: Arc::clone(&runner.state),
+            traffic: runner.traffic.clone(),
+            peers,
+            stop: runner.stop.clone(),
+        });
+        let serving = control.serve(listener, runner.tasks.clone());
+        runner
+            .tasks
+            .spawn("control", Importance::Essential, serving);
+        Ok(runner)
+    }
+
+    /// Serves until told to stop, then ends in order: no new connections, the deadline for open
+    /// ones, the app's log, the network.
+    async fn run(self, terminated: CancellationToken) -> End {
+        let of = self.boot.of;
+        tracing::info!(app = %of.app, instance = %of.instance, version = %self.boot.version, "begun");
+        let (end, deadline) = tokio::select! {
+            failure = self.serve() => (self.fail(failure, &terminated).await, Duration::ZERO),
+            () = self.stop.cancelled() => (End { code: 0, failure: None }, Duration::ZERO),
+            () = terminated.cancelled() => (End { code: 0, failure: None }, TERMINATED_DRAIN),
+            () = self.ended_inside() => (self.broken(), Duration::ZERO),
+        };
+        self.state.draining();
+        let drained = self.traffic.drain(deadline).await;
+        tracing::info!(cut = drained.cut, code = end.code, "ending");
+        // Whatever is not out by then has nobody who wants it.
+        let _ = tokio::time::timeout(FLUSH_WITHIN, self.output.flush()).await;
+        self.mesh.close(FLUSH_WITHIN).await;
+        // The control socket and the log's writer are left, and hold nothing back.
+        self.tasks.stop();
+        end
+    }
+
+    /// Starts the app and serves it. Returns only if it cannot be served.
+    async fn serve(&self) -> Failure {
+        let failure = match self.start().await {
+            Ok((server, listener)) => {
+                if self.state.ready() {
+                    tracing::info!("ready");
+                }
+                self.accept(server, listener).await;
+                // Drained: the supervisor says when to end.
+                std::future::pending::<Failure>().await
+            }
+            Err(failure) => failure,
+        };
+        Failure {
+            detail: shortened(failure.detail),
+            ..failure
+        }
+    }
+
+    async fn start(&self) -> Result<(Server, Listener), Failure> {
+        let entry = artifact::fetch(&self.boot).await?;
+        let runtime = runtime::start(Start {
+            run: self.boot.run.clone(),
+            entry,
+            output: self.output.clone(),
+            tasks: self.tasks.clone(),
+            limits: Limits::DEFAULT,
+        })
+        .await?;
+        let listener = self.mesh.listen(APP_PORT).map_err(|error| Failure {
+            reason: FailureReason::Spawn,
+            detail: chain(&error).to_string(),
+        })?;
+        Ok((Server::new(runtime, self.traffic.clone()), listener))
+    }
+
+    /// Takes connections until the runner drains; dropping the listener then refuses new ones.
+    async fn accept(&self, server: Server, mut listener: Listener) {
+        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let mut next = async || {
+            let place = Arc::clone(&places).acquire_owned().await.ok()?;
+            let incoming = listener.accept().await.ok()?;
+            Some((place, incoming))
+        };
+        loop {
+            let taken = tokio::select! {
+                taken = next() => taken,
+                () = self.traffic.closing().cancelled() => None,
+            };
+            let Some((place, incoming)) = taken else {
+                return;
+            };
+            let connection = server.clone().connection(incoming.stream);
+            self.tasks.spawn("connection", Importance::Detached, async {
+                connection.await;
+                drop(place);
+            });
+        }
+    }
+
+    /// Tells everybody who may ask, and stays until somebody has.
+    async fn fail(&self, failure: Failure, terminated: &CancellationToken) -> End {
+        self.state.failed(failure.clone());
+        let line = format!("tabbify: cannot start: {}", failure.detail);
+        self.output.platform(&line).await;
+        tokio::select! {
+            () = self.stop.cancelled() => {}
+            () = terminated.cancelled() => {}
+            () = tokio::time::sleep(FAILED_FOR) => {}
+        }
+        End {
+            code: EXIT_FAILED,
+            failure: Some(failure),
+        }
+    }
+
+    /// Returns if a task without which the runner is nothing has ended.
+    async fn ended_inside(&self) {
+        self.tasks.token().cancelled_owned().await;
+    }
+
+    fn broken(&self) -> End {
+        let detail = self.tasks.failure().unwrap_or_default();
+        End {
+            code: EXIT_FAILED,
+            failure: failure(FailureReason::Exited, detail),
+        }
+    }
+}
+
+fn join_mesh(boot: &Boot, peers: &Arc<Peers>, tasks: &Tasks) -> Result<Mesh, Error> {
+    // Made here, in memory: it never touches a disk.
+    let key = PrivateKey::generate();
+    let (app, instance) = (boot.of.app, boot.of.instance);
+    let addresses = vec![
+        AppUla::derive(app).addr(),
+        InstanceUla::derive(app, instance).addr(),
+    ];
+    let config = Config::new(key, addresses, boot.underlay);
+    let resolver = Arc::clone(peers);
+    Mesh::bind(config, resolver, tasks).map_err(Error::Mesh)
+}
+
+fn shortened(mut text: String) -> String {
+    if text.len() > DETAIL_LEN_MAX {
+        text.truncate(text.floor_char_boundary(DETAIL_LEN_MAX - '…'.len_utf8()));
+        text.push('…');
+    }
+    text
+}

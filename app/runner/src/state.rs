@@ -1,0 +1,156 @@
+//! Where the runner stands, as the control socket tells it.
+//!
+//! ```text
+//! Starting ─▶ Ready ─▶ Draining
+//!     └─────▶ Failed        (from Starting, too: a drain may come at any time)
+//! ```
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tabbify_api::runner::{Failure, StateName, Status};
+use tabbify_types::MeshKey;
+use tabbify_types::event::v1::InstanceRef;
+use tokio::sync::watch;
+
+use crate::traffic::Traffic;
+
+/// LIMIT: how long a `Wait` is held, as `api::runner` says.
+const WAIT: Duration = Duration::from_secs(30);
+
+/// What never changes about a runner.
+#[derive(Debug, Clone, Copy)]
+pub struct Identity {
+    /// Which instance of which app it is.
+    pub of: InstanceRef,
+    /// Its process id.
+    pub pid: u32,
+    /// Its WireGuard key.
+    pub key: MeshKey,
+    /// Where its WireGuard socket is.
+    pub underlay: SocketAddr,
+}
+
+/// The runner's state and its counters.
+#[derive(Debug)]
+pub struct State {
+    identity: Identity,
+    traffic: Traffic,
+    stage: watch::Sender<(StateName, Option<Failure>)>,
+}
+
+impl State {
+    /// A runner that has begun.
+    #[must_use]
+    pub fn new(identity: Identity, traffic: Traffic) -> Self {
+        Self {
+            identity,
+            traffic,
+            stage: watch::Sender::new((StateName::Starting, None)),
+        }
+    }
+
+    /// The app can be served. Says whether that is news: a runner that drains stays so.
+    pub fn ready(&self) -> bool {
+        self.move_on(StateName::Ready, None, |from| from == StateName::Starting)
+    }
+
+    /// No more requests are taken.
+    pub fn draining(&self) {
+        self.move_on(StateName::Draining, None, |from| from != StateName::Failed);
+    }
+
+    /// The app cannot be served.
+    pub fn failed(&self, failure: Failure) {
+        self.move_on(StateName::Failed, Some(failure), |_| true);
+    }
+
+    fn move_on(
+        &self,
+        to: StateName,
+        failure: Option<Failure>,
+        may: impl FnOnce(StateName) -> bool,
+    ) -> bool {
+        self.stage.send_if_modified(|stage| {
+            let moves = stage.0 != to && may(stage.0);
+            if moves {
+                *stage = (to, failure);
+            }
+            moves
+        })
+    }
+
+    /// The whole of it, now.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let (state, failure) = self.stage.borrow().clone();
+        let counts = self.traffic.counts();
+        Status {
+            state,
+            failure,
+            of: self.identity.of,
+            pid: self.identity.pid,
+            key: self.identity.key,
+            underlay: self.identity.underlay,
+            active: counts.active,
+            total: counts.total,
+        }
+    }
+
+    /// The status as soon as the state is another than `seen`, or after 30 seconds.
+    pub async fn wait(&self, seen: StateName) -> Status {
+        let mut stage = self.stage.subscribe();
+        // Both outcomes, a change and the end of the wait, give the status of now.
+        let _ = tokio::time::timeout(WAIT, stage.wait_for(|(now, _)| *now != seen)).await;
+        self.status()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tabbify_types::event::v1::FailureReason;
+    use tabbify_types::{AppId, InstanceId};
+
+    use super::*;
+
+    fn state() -> State {
+        let identity = Identity {
+            of: InstanceRef {
+                app: AppId::mint(),
+                instance: InstanceId(1),
+            },
+            pid: 1,
+            key: MeshKey([1; 32]),
+            underlay: ([127, 0, 0, 1], 1).into(),
+        };
+        State::new(identity, Traffic::new(1))
+    }
+
+    #[test]
+    fn never_goes_back() {
+        let state = state();
+        state.draining();
+        assert!(!state.ready());
+        assert_eq!(state.status().state, StateName::Draining);
+        let failure = Failure {
+            reason: FailureReason::Artifact,
+            detail: "gone".into(),
+        };
+        state.failed(failure.clone());
+        state.draining();
+        assert_eq!(state.status().failure, Some(failure));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn wait_answers_on_a_change_or_after_its_time() {
+        let state = state();
+        let status = state.wait(StateName::Starting).await;
+        assert_eq!(status.state, StateName::Starting);
+        let (status, _) = tokio::join!(state.wait(StateName::Starting), async { state.ready() });
+        assert_eq!(status.state, StateName::Ready);
+        assert_eq!(
+            state.wait(StateName::Starting).await.state,
+            StateName::Ready
+        );
+    }
+}

@@ -1,0 +1,138 @@
+//! What one instance of the app has: its memory, its resources, its output, and no way out.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use tabbify_api::logs::Stream;
+use wasmtime::component::ResourceTable;
+use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+use wasmtime_wasi_http::p2::body::HostOutgoingBody;
+use wasmtime_wasi_http::{
+    Error, RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks, WasiHttpView,
+};
+
+use super::memory::Memory;
+use crate::output::{Output, Printer};
+
+/// LIMIT: resources (streams, bodies, headers, …) that a guest may hold at a time. Each has a part
+/// outside the guest's own memory.
+const RESOURCES_MAX: usize = 1024;
+
+/// LIMIT: headers that a guest makes, in bytes, for each set of them.
+const FIELDS_LEN_MAX: usize = 64 * 1024;
+
+/// LIMIT: bytes of a response body in one piece; two pieces wait between guest and connection.
+const CHUNK_LEN_MAX: usize = 32 * 1024;
+
+/// LIMIT: random bytes that a guest may ask for at a time.
+const RANDOM_LEN_MAX: u64 = 1 << 20;
+
+/// The state of one instance, in its store.
+pub(super) struct Guest {
+    wasi: WasiCtx,
+    http: WasiHttpCtx,
+    table: ResourceTable,
+    egress: Egress,
+    printers: [Printer; 2],
+    pub(super) memory: Memory,
+}
+
+impl fmt::Debug for Guest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Guest")
+            .field("memory", &self.memory)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Guest {
+    /// An instance with these variables, no arguments, no files, no sockets and no names.
+    pub(super) fn new(env: &BTreeMap<String, String>, output: &Output, memory: Memory) -> Self {
+        let printers = [Stream::Stdout, Stream::Stderr].map(|stream| output.printer(stream));
+        let mut wasi = WasiCtx::builder();
+        wasi.stdout(printers[0].clone())
+            .stderr(printers[1].clone())
+            .allow_tcp(false)
+            .allow_udp(false)
+            .allow_ip_name_lookup(false)
+            .max_random_size(RANDOM_LEN_MAX);
+        for (name, value) in env {
+            wasi.env(name, value);
+        }
+        let mut http = WasiHttpCtx::new();
+        http.set_field_size_limit(FIELDS_LEN_MAX);
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(RESOURCES_MAX);
+        Self {
+            wasi: wasi.build(),
+            http,
+            table,
+            egress: Egress(output.clone()),
+            printers,
+            memory,
+        }
+    }
+
+    /// Whether it began a response body and did not say that it is complete.
+    pub(super) fn holds_unfinished_body(&mut self) -> bool {
+        let mut entries = self.table.iter_mut();
+        entries.any(|entry| entry.is::<HostOutgoingBody>())
+    }
+
+    /// What it prints to, for the last line.
+    pub(super) fn printers(&self) -> [Printer; 2] {
+        self.printers.clone()
+    }
+}
+
+impl WasiView for Guest {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView {
+            ctx: &mut self.wasi,
+            table: &mut self.table,
+        }
+    }
+}
+
+impl WasiHttpView for Guest {
+    fn http(&mut self) -> WasiHttpCtxView<'_> {
+        WasiHttpCtxView {
+            hooks: &mut self.egress,
+            table: &mut self.table,
+            ctx: &mut self.http,
+        }
+    }
+}
+
+/// The way out, which is closed: `[network] egress` is read by a later release.
+struct Egress(Output);
+
+type Sent = wasmtime_wasi_http::Result<(
+    http::Response<WasiBody>,
+    Box<dyn Future<Output = wasmtime_wasi_http::Result<()>> + Send>,
+)>;
+
+impl WasiHttpHooks for Egress {
+    fn send_request(
+        &mut self,
+        request: http::Request<WasiBody>,
+        _: Option<RequestOptions>,
+        _: Box<dyn Future<Output = Result<(), Error>> + Send>,
+    ) -> Box<dyn Future<Output = Sent> + Send> {
+        let output = self.0.clone();
+        Box::new(async move {
+            let host = request.uri().authority().map_or("", |host| host.as_str());
+            let line = format!("tabbify: blocked {host}. Add it to [network] egress.");
+            output.platform(&line).await;
+            Err(Error::HttpRequestDenied)
+        })
+    }
+
+    fn p2_outgoing_body_buffer_chunks(&mut self) -> usize {
+        1
+    }
+
+    fn p2_outgoing_body_chunk_size(&mut self) -> usize {
+        CHUNK_LEN_MAX
+    }
+}

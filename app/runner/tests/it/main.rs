@@ -1,0 +1,10 @@
+//! The runner through its public API: real components, built here from Rust source, over TCP; and
+//! the real program in a directory of its own, over the mesh.
+
+mod artifact;
+mod control;
+mod failures;
+mod harness;
+mod process;
+mod streams;
+mod wasm;

@@ -1,0 +1,47 @@
+//! What a supervisor is given: everything it needs, by value, without hidden defaults.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use tabbify_api::mesh::PeerRecord;
+use tabbify_types::HostName;
+use tabbify_types::event::v1::InstanceRef;
+
+/// Configuration of one supervisor.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// This machine's name: which segment of the log is meant for it.
+    pub host: HostName,
+    /// Base of its files: `runners/<app>/<instance>/`, `logs/<app>/<instance>.ndjson`, `cache/`.
+    pub data_dir: PathBuf,
+    /// The `tabbify-runner` program.
+    pub runner: PathBuf,
+    /// URL of the object store with the artifacts, such as `file:///var/lib/tabbify/objects`.
+    pub store: String,
+    /// Where runners bind their WireGuard sockets; port 0 lets each pick one.
+    pub underlay: SocketAddr,
+    /// Who may call the runners: the nodes.
+    pub peers: Vec<PeerRecord>,
+}
+
+impl Config {
+    /// Where runners have their directories.
+    pub(crate) fn runners_dir(&self) -> PathBuf {
+        runners_dir(&self.data_dir)
+    }
+
+    /// Where an app's output is kept.
+    pub(crate) fn logs_dir(&self, of: InstanceRef) -> PathBuf {
+        self.data_dir.join("logs").join(of.app.to_string())
+    }
+
+    /// Where compiled code is kept.
+    pub(crate) fn cache_dir(&self) -> PathBuf {
+        self.data_dir.join("cache")
+    }
+}
+
+/// Where runners have their directories below a data directory.
+pub(crate) fn runners_dir(data_dir: &Path) -> PathBuf {
+    data_dir.join("runners")
+}

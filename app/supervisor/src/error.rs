@@ -1,0 +1,78 @@
+//! Why a supervisor cannot do what it was asked to.
+
+use std::io;
+use std::path::PathBuf;
+
+use tabbify_api::log::{AppendError, ReadError};
+use tabbify_types::event::EventError;
+
+/// Why a supervisor cannot do what it was asked to.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+#[expect(
+    clippy::error_impl_error,
+    reason = "one error per crate, named by it: `tabbify_supervisor::Error`"
+)]
+pub enum Error {
+    /// A file or directory of ours does not obey.
+    #[error("{} cannot be used", path.display())]
+    File {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Another supervisor, or a `stop_all_runners`, works in this data directory.
+    #[error("{} is in use by another supervisor", path.display())]
+    InUse {
+        /// The directory of the runners.
+        path: PathBuf,
+    },
+    /// The runner program could not be started.
+    #[error("the runner program {} could not be started", path.display())]
+    Spawn {
+        /// The program.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The control socket of a runner does not do what it must.
+    #[error("the runner in {} cannot be controlled: {detail}", path.display())]
+    Control {
+        /// The runner's directory.
+        path: PathBuf,
+        /// What it did.
+        detail: String,
+    },
+    /// A runner did not end, not even when it was killed.
+    #[error("the runner in {} does not end", path.display())]
+    Immortal {
+        /// The runner's directory.
+        path: PathBuf,
+    },
+    /// Who holds the lock of a runner's directory is not known, so nobody can be stopped.
+    #[error("who runs in {} is not known", path.display())]
+    Unidentified {
+        /// The runner's directory.
+        path: PathBuf,
+    },
+    /// A report was refused.
+    #[error("a report was refused")]
+    Report(#[source] AppendError),
+    /// A report or an order cannot be written or understood.
+    #[error("an event is not understood")]
+    Event(#[source] EventError),
+    /// The log cannot be read.
+    #[error("the orders for this host cannot be read")]
+    Read(#[source] ReadError),
+}
+
+impl Error {
+    /// For `map_err`: the system's word on a path.
+    pub(crate) fn file(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::File { path, source }
+    }
+}

@@ -1,0 +1,42 @@
+//! `supervisord`: what the log says must run on this machine, against what does.
+//!
+//! Plane: app. Pure control: no request and no log line of an app passes through here, and runners
+//! live on without it. Reading order: [`state`] folds the log into what is desired, [`plan`] decides,
+//! [`supervise`] drives, [`act`] does one thing at a time, [`watch`] holds on to one living runner;
+//! both use [`runner_dir`] (files and the lock), [`control`] (the socket) and [`pid`] (processes).
+//! [`logs`] reads what apps print; [`stop_all`] needs no supervisor.
+//!
+//! Tasks: `supervisor` (essential), and per runner a `runner-watch` and at most one
+//! `runner-action` (detached), which end with it. Channel: one bounded queue of news to the loop.
+//!
+//! Invariants, each held by a test:
+//! 1. The intent (`app_starting`) is durable before a process is spawned.
+//! 2. A runner's lock is held from before its process exists until its end: locked ⇔ alive. An
+//!    instance is spawned only by who holds its lock, and never again once it was seen to live.
+//! 3. A runner that nobody placed is reported in the log of this process and left alone.
+//! 4. Every report has an id derived from its placement, so that saying it twice says it once.
+
+mod act;
+mod capability;
+mod config;
+mod control;
+mod error;
+mod logs;
+mod news;
+mod pid;
+mod plan;
+mod report;
+mod runner_dir;
+mod state;
+mod stop_all;
+mod supervise;
+mod supervisor;
+mod tracked;
+mod watch;
+
+pub use capability::probe_capabilities;
+pub use config::Config;
+pub use error::Error;
+pub use logs::FileLogs;
+pub use stop_all::{StopReport, stop_all_runners};
+pub use supervisor::{Overview, Supervisor};

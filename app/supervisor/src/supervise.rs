@@ -1,0 +1,343 @@
+//! The loop: takes in the log and the news of runners, plans, starts actions. The only owner of
+//! what is desired and observed; everything it starts ends with it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tabbify_api::log::{Delivery, EventLog, Filter, ReadError, Subscribe};
+use tabbify_api::mesh::Leases;
+use tabbify_process::{Clock, Importance, Tasks, chain};
+use tabbify_types::event::v1::InstanceRef;
+use tabbify_types::{Position, Segment, SegmentGlob};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::time::{Instant, sleep, sleep_until};
+use tracing::Instrument as _;
+
+use crate::act::{Hands, Spawned};
+use crate::news::{Done, News, What};
+use crate::plan::{Action, Control, Life, Plan, plan};
+use crate::runner_dir::RunnerDir;
+use crate::state::Desired;
+use crate::supervisor::Overview;
+use crate::tracked::{Busy, Owned, Tracked};
+use crate::watch::Watch;
+use crate::{Config, Error};
+
+/// LIMIT: news that wait for the loop; who has more waits.
+const NEWS_MAX: usize = 256;
+/// LIMIT: runners that are being connected to at once.
+const CONNECTING_MAX: usize = 64;
+/// LIMIT: pause between two attempts to follow a log that is stopping.
+const RESUBSCRIBE_MAX: Duration = Duration::from_secs(5);
+/// LIMIT: how far ahead a timer is set; deadlines come from the log and may be absurd.
+const LOOK_AGAIN_WITHIN: Duration = Duration::from_secs(3600);
+
+fn subscribe(
+    log: &dyn EventLog,
+    config: &Config,
+    after: Position,
+) -> Result<Box<dyn Subscribe>, Error> {
+    let segments = [
+        Segment::host(&config.host),
+        Segment::host_reports(&config.host),
+    ];
+    let filter = Filter::segments(segments.iter().map(SegmentGlob::from));
+    log.subscribe(filter, after).map_err(Error::Read)
+}
+
+/// Everything the loop owns.
+#[derive(Debug)]
+pub(crate) struct Supervision {
+    desired: Desired,
+    runners: BTreeMap<InstanceRef, Tracked>,
+    caught_up: bool,
+    subscription: Box<dyn Subscribe>,
+    hands: Arc<Hands>,
+    leases: Arc<dyn Leases>,
+    clock: Arc<dyn Clock>,
+    tasks: Tasks,
+    news: mpsc::Sender<News>,
+    inbox: mpsc::Receiver<News>,
+    connecting: Arc<Semaphore>,
+    overview: watch::Sender<Overview>,
+}
+
+impl Supervision {
+    /// Subscribes to the orders; nothing is done before [`Supervision::run`].
+    pub(crate) fn new(
+        config: Config,
+        log: Arc<dyn EventLog>,
+        leases: Arc<dyn Leases>,
+        clock: Arc<dyn Clock>,
+        tasks: &Tasks,
+    ) -> Result<(Self, watch::Receiver<Overview>), Error> {
+        let (news, inbox) = mpsc::channel(NEWS_MAX);
+        let (overview, seen) = watch::channel(Overview::default());
+        let supervision = Self {
+            desired: Desired::new(config.host.clone()),
+            runners: BTreeMap::new(),
+            caught_up: false,
+            subscription: subscribe(&*log, &config, Position(0))?,
+            hands: Arc::new(Hands::new(config, log)),
+            leases,
+            clock,
+            tasks: tasks.clone(),
+            news,
+            inbox,
+            connecting: Arc::new(Semaphore::new(CONNECTING_MAX)),
+            overview,
+        };
+        Ok((supervision, seen))
+    }
+
+    /// Observes what the directories tell.
+    pub(crate) fn look(&mut self, runners: &std::path::Path) -> Result<(), Error> {
+        for dir in RunnerDir::scan(runners).map_err(Error::file(runners))? {
+            let life = dir.life().map_err(Error::file(dir.path()))?;
+            let mut tracked = Tracked::new(life);
+            if let Some(birth) = dir.birth() {
+                // The clock may have been set since: then its time to start begins again.
+                let age = self.clock.now().millis().checked_sub(birth.at.millis());
+                let age = Duration::from_millis(age.unwrap_or(0));
+                tracked.since = tracked.since.checked_sub(age).unwrap_or(tracked.since);
+            }
+            self.runners.insert(dir.of(), tracked);
+        }
+        Ok(())
+    }
+
+    /// Follows the log until the tasks' token is cancelled.
+    pub(crate) async fn run(mut self) -> Result<(), Error> {
+        let token = self.tasks.token();
+        loop {
+            let wake = if self.caught_up { self.turn() } else { None };
+            let pause = sleep_until(wake.unwrap_or_else(Instant::now));
+            tokio::select! {
+                () = token.cancelled() => return Ok(()),
+                delivery = self.subscription.next() => match delivery {
+                    Ok(delivery) => self.take(&delivery)?,
+                    Err(ReadError::Stopping) => self.resubscribe().await?,
+                    Err(error) => return Err(Error::Read(error)),
+                },
+                Some(news) = self.inbox.recv() => {
+                    self.hear(news);
+                    // What else is there already needs no plan of its own.
+                    while let Ok(news) = self.inbox.try_recv() {
+                        self.hear(news);
+                    }
+                }
+                () = pause, if wake.is_some() => {}
+            }
+        }
+    }
+
+    fn take(&mut self, delivery: &Delivery) -> Result<(), Error> {
+        match delivery {
+            Delivery::Event(event) => self.desired.fold(event).map_err(Error::Event)?,
+            Delivery::CaughtUp(position) => {
+                self.desired.progress(*position);
+                self.caught_up = true;
+            }
+            Delivery::Progress(position) => self.desired.progress(*position),
+        }
+        Ok(())
+    }
+
+    /// The log is stopping or starting again; go on where we were, for as long as we are wanted.
+    async fn resubscribe(&mut self) -> Result<(), Error> {
+        let token = self.tasks.token();
+        let mut pause = Duration::from_millis(50);
+        loop {
+            tokio::select! {
+                () = token.cancelled() => return Ok(()),
+                () = sleep(pause) => {}
+            }
+            let log = &*self.hands.log;
+            match subscribe(log, &self.hands.config, self.desired.position()) {
+                Err(Error::Read(ReadError::Stopping)) => pause = (pause * 2).min(RESUBSCRIBE_MAX),
+                Err(error) => return Err(error),
+                Ok(subscription) => {
+                    self.subscription = subscription;
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn hear(&mut self, news: News) {
+        // News of a runner whose directory has been removed meanwhile say nothing new.
+        let Some(tracked) = self.runners.get_mut(&news.of) else {
+            return;
+        };
+        match news.what {
+            What::Seen(life) => {
+                if matches!(life, Life::Dead(_) | Life::Unborn) {
+                    tracked.watch = None;
+                }
+                tracked.observed.life = life;
+            }
+            What::Failed(failure) => {
+                tracked.observed.failure = Some(failure);
+                tracked.observed.life = Life::Alive(Control::Failed);
+            }
+            What::Done(Ok(done)) => self.done(news.of, done),
+            What::Done(Err(error)) => {
+                tracked.rest();
+                tracing::warn!(app = %news.of.app, instance = %news.of.instance, error = %chain(&error), "an action failed and will be tried again");
+            }
+        }
+    }
+
+    fn done(&mut self, of: InstanceRef, done: Done) {
+        let Some(tracked) = self.runners.get_mut(&of) else {
+            return;
+        };
+        tracked.setbacks = 0;
+        tracked.busy = Busy::No;
+        match done {
+            Done::Spawned(Spawned::Child(child)) => {
+                tracked.since = Instant::now();
+                self.watch(of, Some(child));
+            }
+            Done::Spawned(Spawned::Never(why)) => tracked.observed.unspawnable = Some(why),
+            Done::Spawned(Spawned::Other(life)) => tracked.observed.life = life,
+            Done::Reported(position) => tracked.busy = Busy::Until(position),
+            Done::Drained(drain) => tracked.observed.drain = drain,
+            Done::Stopped => {
+                tracked.watch = None;
+                if matches!(tracked.observed.life, Life::Alive(_)) {
+                    tracked.observed.life = Life::Dead(self.hands.dir(of).end());
+                }
+            }
+            Done::Removed => {
+                self.runners.remove(&of);
+            }
+        }
+    }
+
+    /// Plans and starts what is to be done; when to look again at the latest.
+    fn turn(&mut self) -> Option<Instant> {
+        let now = Instant::now();
+        let folded = self.desired.position();
+        let mut wake = None;
+        let mut soonest =
+            |at: Instant| wake = Some(wake.map_or(at, |other: Instant| other.min(at)));
+        let mut observed = BTreeMap::new();
+        for (of, tracked) in &mut self.runners {
+            tracked.refresh(now, folded);
+            if let Busy::Resting(until) = tracked.busy {
+                soonest(until);
+            }
+            observed.insert(*of, tracked.observed.clone());
+        }
+        let Plan { actions, wake_in } = plan(&self.desired, &observed, self.clock.now());
+        if let Some(span) = wake_in {
+            soonest(now + span.min(LOOK_AGAIN_WITHIN));
+        }
+        for action in actions {
+            self.begin(action);
+        }
+        self.overview.send_if_modified(|shown| {
+            let overview = overview(&self.runners, self.caught_up);
+            std::mem::replace(shown, overview) != overview
+        });
+        wake
+    }
+
+    fn begin(&mut self, action: Action) {
+        let of = action.of();
+        let (app, instance) = (of.app, of.instance);
+        match &action {
+            Action::Quarantine(_) => self.quarantine(of),
+            Action::Adopt(_) => {
+                tracing::info!(%app, %instance, "adopting a living runner");
+                self.watch(of, None);
+            }
+            _ => {
+                tracing::info!(%app, %instance, %action, "acting");
+                self.act(of, action);
+            }
+        }
+    }
+
+    fn quarantine(&mut self, of: InstanceRef) {
+        if let Some(tracked) = self.runners.get_mut(&of) {
+            tracked.observed.quarantined = true;
+            let alive = matches!(tracked.observed.life, Life::Alive(_));
+            let path = self.hands.dir(of).path().display().to_string();
+            tracing::warn!(app = %of.app, instance = %of.instance, alive, path, "nobody placed this runner here, leaving it alone");
+        }
+    }
+
+    fn watch(&mut self, of: InstanceRef, child: Option<tokio::process::Child>) {
+        let Some(tracked) = self.runners.get_mut(&of) else {
+            return;
+        };
+        // A runner of our own has just been told; an adopted one was told by another's list.
+        let peers = child.is_none().then(|| self.hands.config.peers.clone());
+        let watch = Watch {
+            dir: self.hands.dir(of),
+            child,
+            peers,
+            leases: Arc::clone(&self.leases),
+            news: self.news.clone(),
+            connecting: Arc::clone(&self.connecting),
+        };
+        let span = tracing::info_span!("runner", app = %of.app, instance = %of.instance);
+        let run = watch.run().instrument(span);
+        let task = self.tasks.spawn("runner-watch", Importance::Detached, run);
+        tracked.watch = Some(Owned(task));
+        tracked.observed.life = Life::Alive(Control::Connecting);
+    }
+
+    fn act(&mut self, of: InstanceRef, action: Action) {
+        let hands = Arc::clone(&self.hands);
+        let placed = self.desired.placed().get(&of).cloned();
+        let news = self.news.clone();
+        let doing = async move {
+            let done = match (action, placed) {
+                (Action::Spawn(_), Some(placed)) => hands.spawn(&placed).await.map(Done::Spawned),
+                (Action::Report(_, reports), Some(placed)) => {
+                    hands.report(&placed, &reports).await.map(Done::Reported)
+                }
+                (Action::Drain(_, ms), _) => {
+                    let deadline = Duration::from_millis(ms);
+                    Ok(Done::Drained(hands.drain(of, deadline).await))
+                }
+                (Action::Stop(_), _) => hands.stop(of).await.map(|()| Done::Stopped),
+                (Action::Remove(_), _) => hands.remove(of).await.map(|()| Done::Removed),
+                // Planned from the same fold, so they are placed; the others are not ours.
+                (Action::Spawn(_) | Action::Report(..), None)
+                | (Action::Adopt(_) | Action::Quarantine(_), _) => return,
+            };
+            let what = What::Done(done);
+            // The loop has ended: the next supervisor finds out by looking.
+            let _ = news.send(News { of, what }).await;
+        };
+        let span = tracing::info_span!("runner", app = %of.app, instance = %of.instance);
+        let task = self.tasks.spawn(
+            "runner-action",
+            Importance::Detached,
+            doing.instrument(span),
+        );
+        let unborn = || Tracked::new(Life::Unborn);
+        let tracked = self.runners.entry(of).or_insert_with(unborn);
+        tracked.busy = Busy::Acting {
+            _action: Owned(task),
+        };
+    }
+}
+
+fn overview(runners: &BTreeMap<InstanceRef, Tracked>, caught_up: bool) -> Overview {
+    let count = |wanted: fn(&Tracked) -> bool| runners.values().filter(|it| wanted(it)).count();
+    let ready = |it: &Tracked| {
+        let ready = matches!(it.observed.life, Life::Alive(Control::Ready { .. }));
+        it.watch.is_some() && ready
+    };
+    Overview {
+        caught_up,
+        watched: count(|it| it.watch.is_some()),
+        ready: count(ready),
+    }
+}

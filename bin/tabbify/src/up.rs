@@ -1,0 +1,115 @@
+//! `tabbify up`: every role on this machine, with embedded defaults. Needs no configuration, no
+//! root, no other program.
+
+use std::io::Write as _;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use tabbify_process::{Tasks, env, signals};
+use tabbify_types::event::v1::Capability;
+
+use crate::data_dir::{DataDir, UpRecord};
+use crate::platform::Platform;
+
+/// LIMIT: how long the roles may take to end: what is being answered is finished, the log is synced.
+const SHUTDOWN: Duration = Duration::from_secs(15);
+
+/// Its flags.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// The data directory; default `$XDG_DATA_HOME/tabbify`
+    #[arg(long)]
+    data_dir: Option<PathBuf>,
+    /// Where the node listens; loopback only. Port 0 picks a free one
+    #[arg(long, default_value_t = SocketAddr::from((Ipv4Addr::LOCALHOST, tabbify_node::config::PORT)))]
+    listen: SocketAddr,
+}
+
+/// Runs until a signal, or until a part without which nothing works has failed.
+pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let data = DataDir::choose(arguments.data_dir)?;
+    let new = data.create()?;
+    let mut held = data.hold()?;
+    held.clear()?;
+    let runner = runner_program()?;
+    let tasks = Tasks::new();
+    signals::stop_on_signals(&tasks)?;
+    let platform = Platform::start(&data, arguments.listen, &runner, &tasks).await?;
+    let server = format!("http://localhost:{}", platform.listen.port());
+    held.record(&UpRecord {
+        pid: std::process::id(),
+        server: server.clone(),
+    })?;
+    let signed_in = platform.sign_in(&data, &server);
+    announce(&data, new, &server, &platform.capabilities, signed_in);
+    tasks.token().cancelled().await;
+    if !tasks.shutdown(SHUTDOWN).await {
+        tracing::warn!("not everything ended within {} s", SHUTDOWN.as_secs());
+    }
+    platform.log.close().await;
+    match tasks.failure() {
+        Some(failure) => bail!("{failure}; apps go on running"),
+        None => Ok(()),
+    }
+}
+
+/// `TABBIFY_RUNNER`, or `tabbify-runner` beside this program.
+fn runner_program() -> anyhow::Result<PathBuf> {
+    let path = match env::read(env::RUNNER) {
+        Some(path) => PathBuf::from(path),
+        None => {
+            let here = std::env::current_exe().context("where this program is")?;
+            here.with_file_name("tabbify-runner")
+        }
+    };
+    if !path.is_file() {
+        bail!(
+            "{} is missing. It belongs beside tabbify; or set {}",
+            path.display(),
+            env::RUNNER
+        );
+    }
+    Ok(path)
+}
+
+/// What a person reads after typing `tabbify up`.
+fn announce(
+    data: &DataDir,
+    new: bool,
+    server: &str,
+    capabilities: &[Capability],
+    signed_in: anyhow::Result<Option<PathBuf>>,
+) {
+    let shown = |capability: &Capability| match (capability.works, capability.detail.as_str()) {
+        (true, _) => format!("{} ✓", capability.runtime),
+        (false, "") => format!("{} ✗", capability.runtime),
+        (false, detail) => format!("{} ✗ {detail}", capability.runtime),
+    };
+    let runtimes: Vec<String> = capabilities.iter().map(shown).collect();
+    let age = if new { " (new)" } else { "" };
+    let version = env!("CARGO_PKG_VERSION");
+    let tcli = match signed_in {
+        Ok(Some(_)) => "tcli on this machine is signed in".to_owned(),
+        Ok(None) => "tcli is not signed in: HOME is not set".to_owned(),
+        Err(error) => format!("tcli is not signed in: {error:#}"),
+    };
+    let text = format!(
+        "tabbify {version} · {}{age} · {}\n{server} · {tcli}\nNext: tcli init && tcli push\n",
+        home_as_tilde(data.path()),
+        runtimes.join(" · "),
+    );
+    // A reader that has gone away is no reason to end a platform.
+    if let Err(error) = std::io::stdout().write_all(text.as_bytes()) {
+        tracing::warn!(%error, server, "nobody reads standard output");
+    }
+}
+
+fn home_as_tilde(path: &Path) -> String {
+    let home = env::read(env::HOME).map(PathBuf::from);
+    match home.and_then(|home| path.strip_prefix(home).ok().map(Path::to_path_buf)) {
+        Some(rest) => format!("~/{}", rest.display()),
+        None => path.display().to_string(),
+    }
+}

@@ -1,0 +1,60 @@
+//! Installs what a fresh machine lacks, through rustup, cargo and, as root on Debian, apt.
+
+use anyhow::{Context as _, bail};
+
+use crate::run::{output, step, works};
+
+/// Versions of the tools, so that every machine checks alike.
+const TOOLS: [(&str, &str); 3] = [
+    ("cargo-nextest", "0.9.143"),
+    ("cargo-deny", "0.20.2"),
+    ("cargo-machete", "0.9.2"),
+];
+
+/// A C compiler for the few crates that build C or assembly, and a linker.
+pub(crate) fn compiler() -> anyhow::Result<()> {
+    if works(&["cc", "--version"]) {
+        return Ok(());
+    }
+    apt(&["gcc", "libc6-dev"]).context("a C compiler is missing")
+}
+
+/// The target that wasm apps are built for.
+pub(crate) fn wasm_target() -> anyhow::Result<()> {
+    let installed = output(&["rustup", "target", "list", "--installed"])
+        .context("rustup is missing; see https://rustup.rs")?;
+    if installed.lines().any(|target| target == "wasm32-wasip2") {
+        return Ok(());
+    }
+    step(&["rustup", "target", "add", "wasm32-wasip2"])
+}
+
+/// The programs that the checks run.
+pub(crate) fn tools() -> anyhow::Result<()> {
+    for (tool, version) in TOOLS {
+        let subcommand = tool.trim_start_matches("cargo-");
+        if !works(&["cargo", subcommand, "--version"]) {
+            // Unoptimised: they run for seconds and would take minutes to optimise.
+            step(&[
+                "cargo",
+                "install",
+                "--locked",
+                "--debug",
+                tool,
+                "--version",
+                version,
+            ])?;
+        }
+    }
+    Ok(())
+}
+
+fn apt(packages: &[&str]) -> anyhow::Result<()> {
+    if !works(&["apt-get", "--version"]) || output(&["id", "-u"])?.trim() != "0" {
+        bail!("install with your package manager: {}", packages.join(" "));
+    }
+    step(&["apt-get", "update", "-q"])?;
+    let mut line = vec!["apt-get", "install", "-qy", "--no-install-recommends"];
+    line.extend(packages);
+    step(&line)
+}
