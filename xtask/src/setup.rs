@@ -32,8 +32,7 @@ pub(crate) fn wasm_target() -> anyhow::Result<()> {
 /// The programs that the checks run.
 pub(crate) fn tools() -> anyhow::Result<()> {
     for (tool, version) in TOOLS {
-        let subcommand = tool.trim_start_matches("cargo-");
-        if !works(&["cargo", subcommand, "--version"]) {
+        if !works(&["which", tool]) {
             // Unoptimised: they run for seconds and would take minutes to optimise.
             step(&[
                 "cargo",

@@ -45,7 +45,7 @@ pub(crate) fn test(long: bool) -> anyhow::Result<()> {
         "licenses",
         "sources",
     ])?;
-    step(&["cargo", "machete"])?;
+    step(&["cargo-machete"])?;
     lint()?;
     step(&["cargo", "build", "--workspace", "--bins"])?;
     step(&["cargo", "nextest", "run", "--workspace", "--no-fail-fast"])?;
