@@ -1,7 +1,7 @@
 //! A platform of real processes, in a directory of its own, gone with the test.
 
 use std::path::{Path, PathBuf};
-use std::process::{Output, Stdio};
+use std::process::{ExitStatus, Output, Stdio};
 
 use anyhow::{Context as _, bail};
 use hyper::body::Incoming;
@@ -122,6 +122,16 @@ impl Platform {
         let mut up = self.up.take().context("it is up")?;
         up.kill().await?;
         Ok(())
+    }
+
+    /// Waits until `tabbify up` has ended by itself.
+    ///
+    /// # Errors
+    /// If it is not up, or does not end in time.
+    pub async fn wait(&mut self) -> anyhow::Result<ExitStatus> {
+        let up = self.up.as_mut().context("it is up")?;
+        let ended = tokio::time::timeout(crate::wait::WATCHDOG, up.wait()).await;
+        Ok(ended.context("tabbify up does not end")??)
     }
 
     /// Process id of `tabbify up`.

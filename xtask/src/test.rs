@@ -47,7 +47,9 @@ pub(crate) fn test(long: bool) -> anyhow::Result<()> {
     ])?;
     step(&["cargo-machete"])?;
     lint()?;
-    step(&["cargo", "build", "--workspace", "--bins"])?;
+    // Everything in one go: with the same features as the tests, so that no dependency is built
+    // twice, and with the programs that the end-to-end tests start.
+    step(&["cargo", "build", "--workspace", "--all-targets"])?;
     step(&["cargo", "nextest", "run", "--workspace", "--no-fail-fast"])?;
     step(&["cargo", "test", "--workspace", "--doc", "--quiet"])?;
     let length = if long { "long" } else { "bounded" };

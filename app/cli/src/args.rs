@@ -60,6 +60,8 @@ pub(crate) enum Command {
     Apps,
     /// What the app prints
     Logs(LogsArgs),
+    /// What has happened in the tenant, from the log
+    Events(EventsArgs),
     /// Print a link that signs a browser in to the app, and open it
     Open(OpenArgs),
     /// The mesh address of an app, derived from its id without asking anybody
@@ -109,6 +111,28 @@ pub(crate) struct LogsArgs {
     /// At most the newest N lines that are there [default: 100, or all with --since]
     #[arg(long, value_name = "N")]
     pub(crate) tail: Option<usize>,
+}
+
+/// Of `events`.
+#[derive(Debug, Args)]
+pub(crate) struct EventsArgs {
+    /// Wait for more, until Ctrl-C
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Only events behind this position
+    #[arg(
+        long,
+        value_name = "POSITION",
+        default_value_t = 0,
+        hide_default_value = true
+    )]
+    pub(crate) after: u64,
+    /// Only in these segments of the tenant, such as apps or a glob
+    #[arg(long, value_name = "GLOB")]
+    pub(crate) segment: Option<String>,
+    /// Only of this type, such as deploy_requested
+    #[arg(long = "type", value_name = "TYPE")]
+    pub(crate) kind: Option<String>,
 }
 
 /// Of `open`.

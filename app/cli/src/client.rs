@@ -169,6 +169,13 @@ impl Client {
             .stream())
     }
 
+    /// The tenant's events as NDJSON; `query` is `after=&segment=&type=&key=&follow=`.
+    pub(crate) fn events(&self, query: &str) -> Result<impl Read + use<>> {
+        Ok(self
+            .call(&Request::get(format!("/v1/events?{query}")))?
+            .stream())
+    }
+
     fn post<Q: Serialize, A: for<'de> Deserialize<'de>>(
         &self,
         path: String,

@@ -3,7 +3,9 @@
 mod address;
 mod apps;
 mod deploy;
+mod events;
 mod init;
+mod lines;
 mod logs;
 mod open;
 mod push;
@@ -39,6 +41,7 @@ pub(crate) fn run(cli: Cli) -> Result<Exit> {
         Command::Status => status::run(&tool),
         Command::Apps => apps::run(&tool),
         Command::Logs(args) => logs::run(&tool, args),
+        Command::Events(args) => events::run(&tool, args),
         Command::Open(args) => open::run(&tool, args),
         Command::Address(args) => address::run(&tool, args),
         Command::Whoami => whoami::run(&tool),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use object_store::path::Path;
 use tabbify_api::artifact::ArtifactPath;
 use tabbify_api::auth::AuthError;
-use tabbify_api::log::AppendError;
+use tabbify_api::log::{AppendError, ReadError};
 use tabbify_api::logs::LogsError;
 use tabbify_api::{ErrorCode, Problem};
 use tabbify_manifest::ManifestErrors;
@@ -121,6 +121,9 @@ pub(crate) enum Refusal {
     /// What the object store holds is not what was put there.
     #[error("the object at {0} is damaged")]
     Damaged(Path),
+    /// The log cannot be read.
+    #[error("the events cannot be read")]
+    Log(#[source] ReadError),
     /// The app's output cannot be read.
     #[error("the app's output cannot be read")]
     Logs(#[source] LogsError),
@@ -175,6 +178,7 @@ impl Refusal {
             Self::Append(error) => append(error),
             Self::Event(error) => event(error),
             Self::Store { .. } | Self::Damaged(_) | Self::Logs(_) => ErrorCode::Internal,
+            Self::Log(error) => read(error),
             Self::ViewLags => ErrorCode::Unavailable,
             Self::Dial(error) => dial(error),
             Self::Upstream(_) | Self::UpstreamAnswer(_) => ErrorCode::AppUnreachable,
@@ -187,7 +191,9 @@ impl Refusal {
     fn fix(&self) -> Option<String> {
         let fix = match self {
             Self::TokenMissing => "Run: tcli open (a browser), or send a bearer token",
-            Self::Credential(AuthError::Expired(_)) => "Run: tcli login",
+            Self::Credential(AuthError::Expired(_)) => {
+                "Sign in again; tcli does so by itself, programs with: tcli token"
+            }
             Self::Credential(AuthError::Replayed) => "Run: tcli open, for a new link",
             Self::NameTaken(name) => {
                 return Some(format!("Yours? tcli push --app {name}. New? Rename it"));
@@ -245,6 +251,14 @@ const fn append(error: &AppendError) -> ErrorCode {
         AppendError::Conflict { .. } | AppendError::IdConflict { .. } => ErrorCode::Conflict,
         AppendError::Invalid { .. } | AppendError::Forbidden { .. } => ErrorCode::Internal,
         AppendError::Stopping | AppendError::NoSpace { .. } => ErrorCode::Unavailable,
+    }
+}
+
+const fn read(error: &ReadError) -> ErrorCode {
+    match error {
+        ReadError::BeyondHead { .. } | ReadError::Forbidden { .. } => ErrorCode::BadRequest,
+        ReadError::Damaged { .. } => ErrorCode::Internal,
+        ReadError::Stopping => ErrorCode::Unavailable,
     }
 }
 

@@ -5,8 +5,10 @@ pub(crate) mod auth;
 pub(crate) mod body;
 pub(crate) mod commit;
 pub(crate) mod deploys;
+pub(crate) mod events;
 pub(crate) mod files;
 pub(crate) mod logs;
+mod ndjson;
 pub(crate) mod query;
 pub(crate) mod stored;
 pub(crate) mod versions;
@@ -47,6 +49,7 @@ enum Endpoint {
     Logs(AppId),
     Deploys,
     Deploy(DeployId),
+    Events,
 }
 
 /// What every handler gets.
@@ -180,6 +183,7 @@ pub(crate) async fn serve(
         Endpoint::Deploys if reads => deploys::list(call),
         Endpoint::Deploys => deploys::request(call, body).await,
         Endpoint::Deploy(deploy) => deploys::wait(call, deploy).await,
+        Endpoint::Events => events::read(call),
     }
 }
 
@@ -221,6 +225,7 @@ fn endpoint(path: &str) -> Result<Endpoint, Refusal> {
             let bad = |_| Refusal::BadUuid(id.chars().take(80).collect());
             Ok(Endpoint::Deploy(id.parse().map_err(bad)?))
         }
+        ["events"] => Ok(Endpoint::Events),
         _ => Err(unknown()),
     }
 }
@@ -232,7 +237,8 @@ const fn methods(endpoint: &Endpoint) -> &'static str {
         | Endpoint::Whoami
         | Endpoint::App(_)
         | Endpoint::Logs(_)
-        | Endpoint::Deploy(_) => "GET",
+        | Endpoint::Deploy(_)
+        | Endpoint::Events => "GET",
         Endpoint::Apps | Endpoint::Deploys => "GET, POST",
         Endpoint::Token | Endpoint::Versions(_) | Endpoint::Commit(..) | Endpoint::Open(_) => {
             "POST"
@@ -290,6 +296,7 @@ mod tests {
             file("a/files/commit")
         );
         assert_eq!(found("/v1/deploys/ID"), Endpoint::Deploy(deploy));
+        assert_eq!(found("/v1/events"), Endpoint::Events);
         let refused = |path: &str, code: &str| {
             assert_eq!(at(path).unwrap_err().code().as_str(), code, "{path}");
         };

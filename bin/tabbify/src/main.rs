@@ -3,11 +3,13 @@
 //! Role dispatch, nothing else. [`up`] composes the roles, [`platform`] says in which order they
 //! start, [`data_dir`] where their files are, [`down`] ends the apps of a data directory.
 
+mod config;
 mod contexts;
 mod data_dir;
 mod down;
 mod leases;
 mod listen;
+mod log;
 mod platform;
 mod up;
 
@@ -30,6 +32,9 @@ enum Role {
     Up(up::Arguments),
     /// Stop the apps of a data directory, and `tabbify up` if it runs
     Down(down::Arguments),
+    /// Verify or measure the log of a data directory
+    #[command(subcommand)]
+    Log(log::Command),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -42,6 +47,7 @@ fn main() -> anyhow::Result<()> {
         match arguments.role {
             Role::Up(arguments) => up::run(arguments).await,
             Role::Down(arguments) => down::run(arguments).await,
+            Role::Log(command) => log::run(command).await,
         }
     })
 }

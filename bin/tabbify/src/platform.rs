@@ -214,17 +214,18 @@ fn node_scope() -> LogScope {
 }
 
 /// What people ask the node for is written in their name, in their tenant's segment, and where
-/// addresses are claimed.
+/// addresses are claimed; they read what happens in their tenant.
 #[derive(Debug)]
 struct Callers(Arc<Log>);
 
 impl LogAccess for Callers {
     fn of(&self, caller: &Identity) -> Arc<dyn EventLog> {
         let apps = SegmentGlob::from(&Segment::apps(&caller.tenant));
+        let everything = SegmentGlob::of_tenant(&caller.tenant);
         self.0.client(LogScope {
             actor: caller.subject.clone(),
             write: vec![apps, SegmentGlob::from(&Segment::peers())],
-            read: Vec::new(),
+            read: vec![everything],
         })
     }
 }

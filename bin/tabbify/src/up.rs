@@ -7,36 +7,44 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use tabbify_node::config::PORT;
 use tabbify_process::{Tasks, env, signals};
 use tabbify_types::event::v1::Capability;
 
+use crate::config;
 use crate::data_dir::{DataDir, UpRecord};
 use crate::platform::Platform;
 
 /// LIMIT: how long the roles may take to end: what is being answered is finished, the log is synced.
 const SHUTDOWN: Duration = Duration::from_secs(15);
 
-/// Its flags.
+/// Its flags; each overrides the configuration.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// The data directory; default `$XDG_DATA_HOME/tabbify`
+    /// Configuration file (docs/operating/up.toml); none is needed
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// The data directory [default: $XDG_DATA_HOME/tabbify]
     #[arg(long)]
     data_dir: Option<PathBuf>,
-    /// Where the node listens; loopback only. Port 0 picks a free one
-    #[arg(long, default_value_t = SocketAddr::from((Ipv4Addr::LOCALHOST, tabbify_node::config::PORT)))]
-    listen: SocketAddr,
+    /// Where the node listens; loopback only, port 0 picks a free one [default: 127.0.0.1:8090]
+    #[arg(long)]
+    listen: Option<SocketAddr>,
 }
 
 /// Runs until a signal, or until a part without which nothing works has failed.
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let data = DataDir::choose(arguments.data_dir)?;
+    let config = config::read(arguments.config.as_deref())?;
+    let listen = arguments.listen.or(config.node.listen);
+    let listen = listen.unwrap_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)));
+    let data = DataDir::choose(arguments.data_dir.or(config.platform.data_dir))?;
     let new = data.create()?;
     let mut held = data.hold()?;
     held.clear()?;
     let runner = runner_program()?;
     let tasks = Tasks::new();
     signals::stop_on_signals(&tasks)?;
-    let platform = Platform::start(&data, arguments.listen, &runner, &tasks).await?;
+    let platform = Platform::start(&data, listen, &runner, &tasks).await?;
     let server = format!("http://localhost:{}", platform.listen.port());
     held.record(&UpRecord {
         pid: std::process::id(),

@@ -14,6 +14,7 @@
 //! | `POST /v1/deploys` | [`RequestDeploy`] → [`Operation`] (202) | `deploy` |
 //! | `GET /v1/deploys?app={id}` | → [`DeployList`], newest first | `apps:read` |
 //! | `GET /v1/deploys/{id}?wait_s=&seen=` | → [`Operation`], once it has moved on from `seen` steps | `apps:read` |
+//! | `GET /v1/events?after=&segment=&type=&key=&follow=` | → NDJSON of `types::Recorded` of the caller's tenant; `segment` is a glob within it, such as `apps` | `events:read` |
 
 use serde::{Deserialize, Serialize};
 use tabbify_types::event::v1::{Access, RuntimeKind};

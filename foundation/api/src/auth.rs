@@ -22,6 +22,8 @@ pub mod scope {
     pub const APPS_WRITE: &str = "apps:write";
     /// Put versions into service.
     pub const DEPLOY: &str = "deploy";
+    /// Read the tenant's events.
+    pub const EVENTS_READ: &str = "events:read";
     /// Open private apps.
     pub const APP_OPEN: &str = "app:open";
 }

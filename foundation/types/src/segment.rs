@@ -119,6 +119,12 @@ impl SegmentGlob {
         Self("tenant_*.apps".to_owned())
     }
 
+    /// Everything of one tenant.
+    #[must_use]
+    pub fn of_tenant(tenant: &Tenant) -> Self {
+        Self(format!("tenant_{tenant}.**"))
+    }
+
     /// The reports of every host.
     #[must_use]
     pub fn all_host_reports() -> Self {

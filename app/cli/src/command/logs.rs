@@ -1,6 +1,6 @@
 //! `logs`: what the app prints, oldest first; with `-f` until Ctrl-C.
 
-use std::io::{BufRead as _, BufReader, Read};
+use std::io::Read;
 use std::time::Duration;
 
 use tabbify_api::logs::{LINE_LEN_MAX, LogLine, Stream};
@@ -9,6 +9,7 @@ use tabbify_types::Timestamp;
 use crate::args::LogsArgs;
 use crate::clock;
 use crate::command::Tool;
+use crate::command::lines::{Lines, or_cut};
 use crate::error::{Code, Exit, Failure, Result};
 use crate::output::{Output, printable};
 use crate::server::Server;
@@ -35,46 +36,19 @@ pub(crate) fn run(tool: &Tool, args: &LogsArgs) -> Result<Exit> {
 }
 
 fn print(output: Output, lines: impl Read, follow: bool, server: &Server) -> Result<Exit> {
-    let mut lines = BufReader::new(lines);
+    let mut lines = Lines::new(lines, server, JSON_LEN_MAX, follow);
+    let what = format!("The log of {server}");
     let mut last: Option<Timestamp> = None;
-    let mut bytes = Vec::new();
-    let cut = |why: String, last: Option<Timestamp>| {
+    let again = |last: Option<Timestamp>| {
         let since = last.map(|at| format!(" --since {at}")).unwrap_or_default();
         let again = if follow { "tcli logs -f" } else { "tcli logs" };
-        let what = format!("The log of {server} broke off ({why}).");
-        Failure::new(Code::Interrupted, what).fix(format!("Go on with: {again}{since}"))
+        format!("{again}{since}")
     };
-    loop {
-        bytes.clear();
-        let read = lines
-            .by_ref()
-            .take(JSON_LEN_MAX)
-            .read_until(b'\n', &mut bytes);
-        match read {
-            Err(error) => return Err(cut(error.to_string(), last)),
-            // A followed log has no end of its own.
-            Ok(0) if follow => return Err(cut("the platform closed it".to_owned(), last)),
-            Ok(0) => return Ok(Exit::Fine),
-            Ok(_) => {}
-        }
-        let text = bytes.trim_ascii();
-        if text.is_empty() {
-            // An empty line keeps a quiet connection alive.
-            continue;
-        }
-        let line: LogLine = serde_json::from_slice(text).map_err(|error| {
-            let whole = bytes.ends_with(b"\n");
-            if whole {
-                let what =
-                    format!("{server} writes log lines in a form that is not ours ({error}).");
-                Failure::new(Code::BadAnswer, what)
-            } else {
-                cut("in the middle of a line".to_owned(), last)
-            }
-        })?;
+    while let Some(line) = or_cut(lines.next::<LogLine>(), &what, || again(last))? {
         last = Some(line.at);
         output.line(&shown(output, &line))?;
     }
+    Ok(Exit::Fine)
 }
 
 /// `14:03:07.123 #2 stdout| listening`, in UTC as the platform keeps time.

@@ -44,6 +44,22 @@ impl Query {
         found.map(|(_, value)| value.as_str())
     }
 
+    /// Whether `key` is set: absent is false, present without a value is true.
+    ///
+    /// # Errors
+    /// [`Refusal::BadRequest`] for any other text than true, false, 1 and 0.
+    pub(crate) fn flag(&self, key: &str) -> Result<bool, Refusal> {
+        match self.get(key) {
+            None | Some("false" | "0") => Ok(false),
+            Some("true" | "1" | "") => Ok(true),
+            Some(other) => {
+                let other: String = other.chars().take(80).collect();
+                let what = format!("{key}={other:?} is not true or false");
+                Err(Refusal::BadRequest(what))
+            }
+        }
+    }
+
     /// The value of `key` as a `T`.
     ///
     /// # Errors

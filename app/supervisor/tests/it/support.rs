@@ -316,19 +316,23 @@ fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-/// The runner program, up to date.
+/// The runner program: another package's, so it must have been built before the tests.
 fn runner() -> Result<PathBuf, Wrong> {
-    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    let built = BUILT.get_or_init(|| {
-        let args = ["build", "-p", "tabbify-runner", "--message-format=json"];
-        let messages = cargo(&workspace(), &args)?;
-        let path = messages.lines().find_map(|line| {
-            let message: serde_json::Value = serde_json::from_str(line).ok()?;
-            message["executable"].as_str().map(PathBuf::from)
-        });
-        path.ok_or_else(|| "cargo built no executable".to_owned())
-    });
-    Ok(built.clone()?)
+    // Beside the test: target/<profile>/deps/<test>.
+    let test = std::env::current_exe()?;
+    let profile = test
+        .parent()
+        .and_then(Path::parent)
+        .ok_or("target/<profile>/deps")?;
+    let path = profile.join("tabbify-runner");
+    if !path.is_file() {
+        let missing = format!(
+            "{} is missing. Run: cargo build -p tabbify-runner",
+            path.display()
+        );
+        return Err(missing.into());
+    }
+    Ok(path)
 }
 
 /// `examples/hello-wasm`, up to date.
