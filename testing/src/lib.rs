@@ -3,6 +3,7 @@
 //!
 //! Everything here returns `Result`: a test unwraps, its helpers do not.
 
+pub mod catalog;
 pub mod http;
 pub mod platform;
 pub mod process;

@@ -9,6 +9,16 @@ use tabbify_testing::platform::root;
 
 /// LIMIT: lines of one source file (STYLE: stop at 800 without tests).
 const FILE_LINES_MAX: usize = 800;
+/// Crates that run as roles of their own: none depends on another.
+const DAEMONS: [&str; 7] = [
+    "log",
+    "read",
+    "auth",
+    "coordinator",
+    "node",
+    "supervisor",
+    "runner",
+];
 /// LIMIT: lines of a crate root, which contains no logic.
 const LIB_LINES_MAX: usize = 150;
 /// LIMIT: lines of a program's `main.rs`.
@@ -99,10 +109,9 @@ fn crate_graph_is_the_one_in_architecture() {
     );
 
     // Daemon crates form an antichain; the vocabulary depends on nothing.
-    let daemons = ["log", "auth", "coordinator", "node", "supervisor", "runner"];
-    for daemon in daemons {
+    for daemon in DAEMONS {
         let edges = &actual[&short(daemon)];
-        let others: Vec<_> = daemons
+        let others: Vec<_> = DAEMONS
             .iter()
             .filter(|other| edges.contains(**other))
             .collect();
@@ -158,7 +167,7 @@ fn files_are_short_and_say_what_they_are() {
 #[test]
 fn vocabulary_stays_small() {
     for (room, max) in [
-        ("foundation/types/src", 2_000),
+        ("foundation/types/src", 2_600), // docs/adr/0008
         ("foundation/process/src", 1_500),
     ] {
         let sources = files(&[".rs"])

@@ -8,8 +8,8 @@ use uuid::Uuid;
 
 use crate::ParseError;
 
-macro_rules! uuid_id {
-    ($(#[$doc:meta])* $name:ident, $expected:literal) => {
+macro_rules! uuid_ids {
+    ($($(#[$doc:meta])* $name:ident, $expected:literal;)+) => {$(
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
@@ -67,29 +67,33 @@ macro_rules! uuid_id {
                 id.to_string()
             }
         }
-    };
+    )+};
 }
 
-uuid_id!(
+uuid_ids! {
     /// An app, for as long as it exists and after. UUID v7, minted once.
-    AppId,
-    "an app id (a hyphenated UUID such as 0191e7c2-1111-7222-8333-444455556666)"
-);
-uuid_id!(
+    AppId, "an app id (a hyphenated UUID such as 0191e7c2-1111-7222-8333-444455556666)";
     /// An event, chosen by its writer: appending the same id twice appends once.
-    EventId,
-    "an event id (a hyphenated UUID)"
-);
-uuid_id!(
+    EventId, "an event id (a hyphenated UUID)";
     /// One attempt to put a version into service; also the id of its Operation.
-    DeployId,
-    "a deploy id (a hyphenated UUID)"
-);
-uuid_id!(
+    DeployId, "a deploy id (a hyphenated UUID)";
+    /// One build of an app's source.
+    BuildId, "a build id (a hyphenated UUID)";
+    /// One short-lived run of code.
+    SandboxId, "a sandbox id (a hyphenated UUID)";
+    /// A question to a person.
+    ApprovalId, "an approval id (a hyphenated UUID)";
+    /// A message in a chat.
+    MessageId, "a message id (a hyphenated UUID)";
+    /// A connection to a service outside, such as a bot or a repository.
+    IntegrationId, "an integration id (a hyphenated UUID)";
+    /// One HTTP request that the platform makes for an app.
+    CallId, "a call id (a hyphenated UUID)";
+    /// One invitation of a person.
+    InviteId, "an invitation id (a hyphenated UUID)";
     /// One request at the edge; stands in every error body and log line about it.
-    RequestId,
-    "a request id (a hyphenated UUID)"
-);
+    RequestId, "a request id (a hyphenated UUID)";
+}
 
 impl EventId {
     /// The id of the event that follows from this one under `label`: the same inputs give the same
@@ -110,8 +114,8 @@ impl EventId {
     }
 }
 
-macro_rules! number_id {
-    ($(#[$doc:meta])* $name:ident($inner:ty), $expected:literal) => {
+macro_rules! number_ids {
+    ($($(#[$doc:meta])* $name:ident($inner:ty), $expected:literal;)+) => {$(
         $(#[$doc])*
         #[derive(
             Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize,
@@ -145,34 +149,23 @@ macro_rules! number_id {
                 text.parse().map(Self).map_err(|_| ParseError::new($expected, text))
             }
         }
-    };
+    )+};
 }
 
-number_id!(
+number_ids! {
     /// Place of an event in the whole log: gapless from 1, given at commit. 0 means "before all".
-    Position(u64),
-    "a log position (a whole number)"
-);
-number_id!(
+    Position(u64), "a log position (a whole number)";
     /// Place of an event in the history of its (segment, key): gapless from 1. 0 means "none yet".
-    Rev(u64),
-    "a revision (a whole number)"
-);
-number_id!(
+    Rev(u64), "a revision (a whole number)";
     /// A release of an app: v1, v2, …, reserved by the log.
-    VersionNumber(u32),
-    "a version number"
-);
-number_id!(
+    VersionNumber(u32), "a version number";
     /// One started copy of an app, numbered per app and never reused; forms its address.
-    InstanceId(u32),
-    "an instance number"
-);
-number_id!(
+    InstanceId(u32), "an instance number";
+    /// A value that a secret has had, from 1.
+    SecretVersion(u32), "a secret's version number";
     /// Fence of a slot: a holder with a lower epoch has lost it.
-    Epoch(u32),
-    "an epoch"
-);
+    Epoch(u32), "an epoch";
+}
 
 /// The place an instance fills: a deploy target of the manifest and an ordinal among its replicas.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

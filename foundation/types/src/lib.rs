@@ -10,6 +10,7 @@ pub mod event;
 pub mod id;
 pub mod key;
 pub mod name;
+pub mod sealed;
 pub mod segment;
 pub mod size;
 pub mod time;
@@ -19,10 +20,12 @@ pub use digest::Digest;
 pub use envelope::{NewEvent, Recorded};
 pub use event::Event;
 pub use id::{
-    AppId, DeployId, Epoch, EventId, InstanceId, Position, RequestId, Rev, SlotId, VersionNumber,
+    AppId, ApprovalId, BuildId, CallId, DeployId, Epoch, EventId, InstanceId, IntegrationId,
+    InviteId, MessageId, Position, RequestId, Rev, SandboxId, SecretVersion, SlotId, VersionNumber,
 };
 pub use key::{MeshKey, SigningKeyId, VerifyingKeyBytes};
-pub use name::{AppName, HostName, Tenant};
+pub use name::{AppName, DomainName, HostName, SecretName, Tenant};
+pub use sealed::{Base64Url, Sealed};
 pub use segment::{Segment, SegmentGlob};
 pub use size::ByteSize;
 pub use time::Timestamp;

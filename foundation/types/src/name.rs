@@ -75,6 +75,20 @@ name!(
     "a host name (1 to 63 of a-z 0-9 -, starting and ending with a letter or digit, without --)",
     dns_label
 );
+name!(
+    /// A secret's name, unique in its tenant.
+    SecretName,
+    "a secret name (1 to 63 of letters, digits, . _ and -, starting with a letter or digit)",
+    |text| text.len() <= 63
+        && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+);
+name!(
+    /// A domain of an app's own: a host name in lower case (RFC 1123 2.1), punycode included.
+    DomainName,
+    "a domain (labels of 1 to 63 of a-z 0-9 -, at least two, joined by dots, at most 253 bytes)",
+    |text| text.len() <= 253 && text.contains('.') && text.split('.').all(label)
+);
 
 impl Tenant {
     /// The first tenant of every platform.
@@ -85,12 +99,15 @@ impl Tenant {
 }
 
 fn dns_label(text: &str) -> bool {
+    label(text) && !text.contains("--")
+}
+
+fn label(text: &str) -> bool {
     let edge = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     (1..=63).contains(&text.len())
         && text.bytes().all(|b| edge(&b) || b == b'-')
         && text.as_bytes().first().is_some_and(edge)
         && text.as_bytes().last().is_some_and(edge)
-        && !text.contains("--")
 }
 
 #[cfg(test)]
@@ -109,6 +126,21 @@ mod tests {
         assert_eq!("main".parse::<Tenant>().unwrap(), Tenant::main());
         for bad in ["", "1a", "A", &"a".repeat(33)] {
             assert!(bad.parse::<Tenant>().is_err(), "{bad}");
+        }
+        for good in ["api-key", "API_KEY", "0.x"] {
+            assert_eq!(good.parse::<SecretName>().unwrap().to_string(), good);
+        }
+        for bad in ["", "-a", "a b", "a/b", &"a".repeat(64)] {
+            assert!(bad.parse::<SecretName>().is_err(), "{bad}");
+        }
+        for good in ["www.shop.de", "xn--bcher-kva.example", "a.b"] {
+            assert_eq!(good.parse::<DomainName>().unwrap().to_string(), good);
+        }
+        let long = format!("{}de", "a.".repeat(126));
+        for bad in [
+            "", "shop", "a..b", ".a", "a.", "A.de", "-a.de", "a.b:80", &long,
+        ] {
+            assert!(bad.parse::<DomainName>().is_err(), "{bad}");
         }
     }
 }

@@ -1,0 +1,38 @@
+//! `platform.supervisors`: machines that can run apps.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Home, home};
+use crate::HostName;
+
+const SUPERVISORS: Home = home("platform.supervisors", "coordinator");
+
+/// What a machine has been seen to be able to do. Never a tag, never read by policy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capability {
+    /// A runtime, such as `wasm-http`.
+    pub runtime: String,
+    /// Whether a check of it worked.
+    pub works: bool,
+    /// What the check saw.
+    #[serde(default)]
+    pub detail: String,
+}
+
+events! {
+    /// A machine can run apps.
+    SupervisorJoined = "supervisor_joined" at [SUPERVISORS] key "the host" {
+        host: HostName => "The machine.",
+        capabilities: Vec<Capability> => "As checked.",
+    }
+
+    /// A machine has not been heard of for so long that its stateless apps go elsewhere.
+    SupervisorLost = "supervisor_lost" at [SUPERVISORS] key "the host" {
+        host: HostName => "The machine.",
+    }
+
+    /// A machine gets no new apps, and those that it had run elsewhere.
+    SupervisorDrained = "supervisor_drained" at [SUPERVISORS] key "the host" {
+        host: HostName => "The machine.",
+    }
+}
