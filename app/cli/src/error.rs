@@ -173,7 +173,16 @@ pub(crate) const fn exit_of(code: ErrorCode) -> Exit {
         | ErrorCode::VersionConflict
         | ErrorCode::TooLarge
         | ErrorCode::InvalidManifest
-        | ErrorCode::NotSupportedYet => Exit::Usage,
+        | ErrorCode::NotSupportedYet
+        | ErrorCode::UnknownConsumer
+        | ErrorCode::NotParked
+        | ErrorCode::IdConflict
+        | ErrorCode::ConsumerExists
+        | ErrorCode::ConsumerLimit
+        | ErrorCode::NotDelivered
+        | ErrorCode::ParkedFull
+        | ErrorCode::BeyondHead
+        | ErrorCode::InvalidBatch => Exit::Usage,
         ErrorCode::AppTrapped
         | ErrorCode::AppMemory
         | ErrorCode::AppNoResponse
@@ -191,7 +200,9 @@ pub(crate) const fn exit_of(code: ErrorCode) -> Exit {
         | ErrorCode::Internal
         | ErrorCode::NoLease
         | ErrorCode::AppUnreachable
-        | ErrorCode::Unavailable => Exit::Platform,
+        | ErrorCode::Unavailable
+        | ErrorCode::LogDamaged
+        | ErrorCode::LogNoSpace => Exit::Platform,
     }
 }
 

@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use tabbify_types::RequestId;
 
+use crate::log::LogProblem;
+
 /// Media type of a [`Problem`].
 pub const PROBLEM_MEDIA_TYPE: &str = "application/problem+json";
 
@@ -64,6 +66,10 @@ codes! {
     UnknownApp = "unknown_app", 404, "No such app";
     /// Nothing is at this path.
     NotFound = "not_found", 404, "Nothing here";
+    /// No consumer of the log has this name.
+    UnknownConsumer = "unknown_consumer", 404, "No such consumer";
+    /// No parked event is at this position.
+    NotParked = "not_parked", 404, "Not parked";
     /// The path does not take this method.
     MethodNotAllowed = "method_not_allowed", 405, "Not this method";
     /// The name belongs to another app of the tenant.
@@ -76,8 +82,22 @@ codes! {
     VersionConflict = "version_conflict", 409, "The version does not allow this";
     /// Something else changed at the same time.
     Conflict = "conflict", 409, "Changed at the same time";
+    /// The event id is in the log with other content or in another batch.
+    IdConflict = "id_conflict", 409, "The event id is taken";
+    /// The consumer's name belongs to another consumer.
+    ConsumerExists = "consumer_exists", 409, "The consumer is another";
+    /// There are as many consumers or members as there may be.
+    ConsumerLimit = "consumer_limit", 409, "As many as there may be";
+    /// The member does not hold the event.
+    NotDelivered = "not_delivered", 409, "Not with this member";
+    /// Too many events of the consumer are parked: somebody must look at them.
+    ParkedFull = "parked_full", 409, "Too many events are parked";
     /// A body or a field is over its limit.
     TooLarge = "too_large", 413, "Too large";
+    /// The position is beyond the head of the log.
+    BeyondHead = "beyond_head", 416, "Beyond the head of the log";
+    /// The batch breaks a limit of the log or an event in it is malformed.
+    InvalidBatch = "invalid_batch", 422, "The batch is refused";
     /// What arrived is not what was announced.
     DigestMismatch = "digest_mismatch", 422, "Not what was announced";
     /// The manifest has mistakes.
@@ -90,6 +110,8 @@ codes! {
     HeadTooLarge = "head_too_large", 431, "Too many headers";
     /// Something of ours failed.
     Internal = "internal", 500, "Something of ours failed";
+    /// The log's stored bytes are not what was written.
+    LogDamaged = "log_damaged", 500, "The log is damaged";
     /// No instance of the app holds a lease.
     NoLease = "no_lease", 502, "The app is not running";
     /// The app's instance does not answer.
@@ -106,6 +128,8 @@ codes! {
     AppCpu = "app_cpu", 504, "The app took too long";
     /// The app did not answer in time.
     AppTimeout = "app_timeout", 504, "The app did not answer in time";
+    /// The log cannot grow: its disk is full.
+    LogNoSpace = "log_no_space", 507, "The log cannot grow";
 }
 
 /// An error's body (RFC 9457), the same on every interface.
@@ -129,6 +153,9 @@ pub struct Problem {
     /// The request, as the logs know it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<RequestId>,
+    /// What exactly, for programs, where the log refuses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log: Option<LogProblem>,
 }
 
 impl Problem {
@@ -143,6 +170,7 @@ impl Problem {
             code,
             fix: None,
             request: None,
+            log: None,
         }
     }
 

@@ -3,16 +3,20 @@
 //! Server and client import the same types, so that a half-change does not compile. One module per
 //! interface, in the order in which a push meets them: [`error`] is what every refusal looks like,
 //! [`contexts`] and [`auth`] sign in, [`apps`] is the node's REST, [`artifact`] what an upload becomes, [`log`]
-//! where it is recorded, [`mesh`] who may be dialed, [`runner`] how a supervisor talks to a runner.
+//! where it is recorded, [`consumers`] who works on
+//! what was recorded, [`mesh`] who may be dialed, [`runner`] how a supervisor talks to a runner,
+//! [`read`] what can be asked about all of it.
 
 pub mod apps;
 pub mod artifact;
 pub mod auth;
+pub mod consumers;
 pub mod contexts;
 pub mod error;
 pub mod log;
 pub mod logs;
 pub mod mesh;
+pub mod read;
 pub mod runner;
 
 pub use error::{ErrorCode, Problem};

@@ -1,5 +1,5 @@
-//! The log, as every role uses it: one trait, two transports (in process now, HTTP later), the
-//! same semantics.
+//! The log, as every role uses it: one trait, two transports (in process and HTTP), the same
+//! semantics.
 //!
 //! **Law.** An event is a fact. It has its gapless global position from commit on, never before.
 //! Once [`EventLog::append`] has answered, the event survives a crash of every process and loss of
@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use tabbify_types::{EventId, NewEvent, Position, Recorded, Rev, Segment, SegmentGlob};
 
 use crate::BoxFuture;
-use crate::auth::Identity;
+use crate::auth::{AuthError, Identity};
 
 /// LIMIT: events in one batch.
 pub const BATCH_EVENTS_MAX: usize = 1024;
@@ -27,6 +27,108 @@ pub const BATCH_EVENTS_MAX: usize = 1024;
 pub const BATCH_LEN_MAX: usize = 4 * 1024 * 1024;
 /// LIMIT: events in one page of a read.
 pub const PAGE_EVENTS_MAX: usize = 10_000;
+
+/// LIMIT: globs in one filter, and types in one filter.
+pub const FILTER_GLOBS_MAX: usize = 64;
+/// LIMIT: body of a request, in bytes of JSON.
+pub const BODY_LEN_MAX: usize = 8 * 1024 * 1024;
+
+/// `POST` an [`Append`], answered by [`Appended`].
+pub const APPEND_PATH: &str = "/v1/log/append";
+/// `GET` a page as lines of JSON, one event each. Query: `after`, `limit`, `segment` and `type` (both
+/// repeatable), `key`. The page's other fields are in [`NEXT_AFTER_HEADER`] and [`HEAD_HEADER`].
+pub const EVENTS_PATH: &str = "/v1/log/events";
+/// `GET` a subscription as server-sent events. Query as of [`EVENTS_PATH`] without `limit`; the
+/// header `last-event-id` stands above `after`. Every event has its position as `id`.
+pub const SUBSCRIBE_PATH: &str = "/v1/log/subscribe";
+/// `GET` the [`Head`].
+pub const HEAD_PATH: &str = "/v1/log/head";
+/// `GET` the list of consumers. Below it, by name: `PUT` makes one, `GET` is its status, `DELETE` ends
+/// it; `POST` to `next`, `ack`, `nack`, `retry`, `drop`, `reset`; `GET` of `parked`.
+pub const CONSUMERS_PATH: &str = "/v1/log/consumers";
+
+/// Header of a page: [`Page::next_after`].
+pub const NEXT_AFTER_HEADER: &str = "x-tabbify-next-after";
+/// Header of a page: [`Page::head`].
+pub const HEAD_HEADER: &str = "x-tabbify-head";
+
+/// Server-sent event of [`Delivery::CaughtUp`]; its data is a [`Head`]. Log events have no name.
+pub const CAUGHT_UP_EVENT: &str = "caught_up";
+/// Server-sent event of [`Delivery::Progress`]; its data is a [`Head`].
+pub const PROGRESS_EVENT: &str = "progress";
+/// Server-sent event that ends a subscription; its data is a [`Problem`](crate::Problem).
+pub const END_EVENT: &str = "end";
+
+/// A position, as answer and as data of a mark.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Head {
+    /// The position.
+    pub position: Position,
+}
+
+/// What exactly the log refuses: carried by a [`Problem`](crate::Problem), so that a client over the
+/// network has the error that it would have in process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogProblem {
+    /// [`AppendError::Conflict`]: the current revision.
+    Conflict {
+        /// The segment.
+        segment: Segment,
+        /// The key.
+        key: String,
+        /// Its current revision; 0 if nothing is there.
+        rev: Rev,
+    },
+    /// [`AppendError::IdConflict`].
+    IdConflict {
+        /// The first such id.
+        id: EventId,
+    },
+    /// The caller may not write here.
+    MayNotWrite {
+        /// Who asked.
+        actor: String,
+        /// The segment.
+        segment: Segment,
+    },
+    /// The caller may not read there.
+    MayNotRead {
+        /// Who asked.
+        actor: String,
+        /// The glob.
+        glob: SegmentGlob,
+    },
+    /// [`ReadError::BeyondHead`].
+    BeyondHead {
+        /// What was asked for.
+        after: Position,
+        /// The last durable position.
+        head: Position,
+    },
+    /// Positions that the member does not hold.
+    NotDelivered {
+        /// The positions.
+        positions: Vec<Position>,
+    },
+    /// A position where nothing is parked.
+    NotParked {
+        /// The position.
+        position: Position,
+    },
+    /// How many events are parked.
+    ParkedFull {
+        /// The number.
+        parked: usize,
+    },
+    /// A limit on the number of things.
+    TooMany {
+        /// Of what.
+        what: String,
+        /// The limit.
+        max: usize,
+    },
+}
 
 /// What the writer believes about one (segment, key) before its batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -255,11 +357,27 @@ pub trait EventLog: Send + Sync + fmt::Debug {
     /// Matching events from after `after` on, without end.
     ///
     /// # Errors
-    /// [`ReadError::BeyondHead`] and [`ReadError::Forbidden`].
+    /// [`ReadError::BeyondHead`] and [`ReadError::Forbidden`]. A log that is reached over a network
+    /// cannot know at once: it says the same in the first [`Subscribe::next`].
     fn subscribe(&self, filter: Filter, after: Position) -> Result<Box<dyn Subscribe>, ReadError>;
 
-    /// The last durable position.
+    /// The last durable position; over a network, the last that this client has been told of.
     fn head(&self) -> Position;
+}
+
+/// A log on its storage, before anybody's scope: what a service of the log serves.
+pub trait LogEngine: Send + Sync + fmt::Debug {
+    /// The log as `scope` may use it.
+    fn client(&self, scope: LogScope) -> Arc<dyn EventLog>;
+}
+
+/// Says what the bearer of a token may do with the log. Offline: called once a request.
+pub trait Authorize: Send + Sync + fmt::Debug {
+    /// The scope that the token gives; its actor stands in every event that the bearer appends.
+    ///
+    /// # Errors
+    /// [`AuthError`], if the token gives none.
+    fn authorize(&self, token: &str) -> Result<LogScope, AuthError>;
 }
 
 /// Who uses the log and for what; in process it is given at start, over HTTP it comes from a token.

@@ -1,8 +1,10 @@
-//! The event log, embedded engine (DESIGN section 5): one directory of extent files, one writer.
+//! The event log (DESIGN section 5): the embedded engine, one directory of extent files and one
+//! writer; durable consumers; the log over HTTP.
 //!
 //! Plane: substrate. Threads: one writer per open [`Log`], which blocks in `fdatasync`, and for a
-//! moment one that prepares the next extent. Spawns no task; history is read on tokio's blocking
-//! pool. Owns the bounded queue into the writer and the watch cell of the durable position.
+//! moment one that prepares the next extent; history is read on tokio's blocking pool. Tasks: none for
+//! the log itself; [`Consumers`] one that writes their states, [`Service`] and [`RemoteLog`] one a
+//! connection. Owns the bounded queue into the writer and the watch cell of the durable position.
 //!
 //! ```text
 //!  append ─▶ queue ─▶ writer: judge against the tip ─▶ frame ─▶ pwrite ─▶ fdatasync ─▶ answers
@@ -16,11 +18,15 @@
 //! 3. Only a tail that is provably torn is cut; any other damage refuses to open.
 //! 4. A failed write or sync ends the process and is never retried.
 //! 5. A reader costs the writer nothing, however slow it is.
+//! 6. A consumer skips no event, whatever crashes, and keeps the order of each key.
+//! 7. Over the network the log answers as it does in process; the actor comes from the token alone.
 //!
 //! Reading order: `fields`, `record` and `frame` are the bytes, `extent` the files, `scan` and `tail`
 //! what opening does with them, `index` what is kept in memory, `batch` and `judge` what may be
 //! appended, `writer` the commit and `spare` its next file, `reader` and `subscription` the way out,
-//! `client` who may, `log` the handle on it all. The format: docs/protocols/log-format.md.
+//! `client` who may, `log` the handle on it all, `consumers` the work that is handed out and
+//! acknowledged, `wire` what crosses a network, `service` and `remote` its two ends.
+//! The format: docs/protocols/log-format.md.
 
 mod fields;
 mod record;
@@ -47,9 +53,20 @@ mod client;
 
 mod log;
 
+mod consumers;
+
+mod wire;
+
+mod service;
+
+mod remote;
+
 mod error;
 mod options;
 
+pub use consumers::{Consumers, ConsumersError};
 pub use error::{OpenError, TornTail};
 pub use log::{Log, LogId, Verified};
 pub use options::Options;
+pub use remote::{Bearer, Connect, RemoteLog, Stream, UnixSocket};
+pub use service::Service;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::{self, JoinHandle};
 
-use tabbify_api::log::{EventLog, LogScope};
+use tabbify_api::log::{EventLog, LogEngine, LogScope};
 use tabbify_types::{Position, Recorded};
 use tokio::sync::{Semaphore, mpsc, watch};
 
@@ -154,6 +154,12 @@ impl Log {
         if let Some(Err(_)) = writer.map(JoinHandle::join) {
             tracing::error!("the log's writer has panicked");
         }
+    }
+}
+
+impl LogEngine for Log {
+    fn client(&self, scope: LogScope) -> Arc<dyn EventLog> {
+        Self::client(self, scope)
     }
 }
 

@@ -7,7 +7,8 @@ use tabbify_api::log::{Append, AppendError, Delivery, EventLog, Expect, Filter};
 use tabbify_types::{Position, Rev};
 use tokio::task::JoinSet;
 
-use crate::support::{Outcome, Wrong, event, next, open, read_all, segment};
+use crate::conformance::Fixture;
+use crate::support::{Outcome, Wrong, event, next, read_all, segment};
 
 const WRITERS: u64 = 64;
 const APPENDS: u64 = 25;
@@ -48,10 +49,11 @@ async fn see_all(
     Ok((after.get(), seen))
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn positions_are_gapless_and_every_reader_sees_everything_once() -> Outcome {
+pub(crate) async fn positions_are_gapless_and_every_reader_sees_everything_once(
+    fixture: &dyn Fixture,
+) -> Outcome {
     let dir = tempfile::tempdir()?;
-    let (log, client) = open(dir.path(), 1 << 15)?;
+    let (log, client) = fixture.open(dir.path(), 1 << 15).await?;
     let total: u64 = (0..WRITERS).map(|w| APPENDS * (1 + w % 3)).sum();
     let mut writers = JoinSet::new();
     for writer in 0..WRITERS {
@@ -105,10 +107,9 @@ async fn positions_are_gapless_and_every_reader_sees_everything_once() -> Outcom
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn one_of_many_wins_a_revision() -> Outcome {
+pub(crate) async fn one_of_many_wins_a_revision(fixture: &dyn Fixture) -> Outcome {
     let dir = tempfile::tempdir()?;
-    let (_log, client) = open(dir.path(), 1 << 16)?;
+    let (_log, client) = fixture.open(dir.path(), 1 << 16).await?;
     for round in 0..20 {
         let mut tasks = JoinSet::new();
         for _ in 0..16 {
@@ -138,10 +139,11 @@ async fn one_of_many_wins_a_revision() -> Outcome {
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn the_same_batch_from_many_at_once_is_written_once() -> Outcome {
+pub(crate) async fn the_same_batch_from_many_at_once_is_written_once(
+    fixture: &dyn Fixture,
+) -> Outcome {
     let dir = tempfile::tempdir()?;
-    let (_log, client) = open(dir.path(), 1 << 16)?;
+    let (_log, client) = fixture.open(dir.path(), 1 << 16).await?;
     for round in 1..=20 {
         let batch = Append::of(vec![
             event("platform", "a", "{}"),

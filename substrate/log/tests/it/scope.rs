@@ -3,17 +3,19 @@
 use tabbify_api::log::{Append, AppendError, Delivery, Expect, Filter, ReadError};
 use tabbify_types::Position;
 
-use crate::support::{Outcome, event, globs, next, open, read_all, scope, segment};
+use crate::conformance::Fixture;
+use crate::support::{Outcome, event, globs, next, read_all, refused_subscription, scope, segment};
 
-#[tokio::test]
-async fn writing_needs_a_glob_for_every_event() -> Outcome {
+pub(crate) async fn writing_needs_a_glob_for_every_event(fixture: &dyn Fixture) -> Outcome {
     let dir = tempfile::tempdir()?;
-    let (log, _) = open(dir.path(), 1 << 16)?;
-    let host = log.client(scope(
-        "host:box1",
-        &["platform.hosts.box1.reports"],
-        &["platform.hosts.box1"],
-    )?);
+    let (log, _) = fixture.open(dir.path(), 1 << 16).await?;
+    let host = log
+        .client(scope(
+            "host:box1",
+            &["platform.hosts.box1.reports"],
+            &["platform.hosts.box1"],
+        )?)
+        .await?;
     let report = || event("platform.hosts.box1.reports", "r", "{}");
     let forbidden = |text: &str| {
         Err(AppendError::Forbidden {
@@ -37,16 +39,17 @@ async fn writing_needs_a_glob_for_every_event() -> Outcome {
     let allowed =
         Append::of(vec![report()]).expecting(segment("platform.hosts.box1"), "p", Expect::None);
     host.append(allowed).await?;
-    let all = log.client(scope("test", &[], &["**"])?);
+    let all = log.client(scope("test", &[], &["**"])?).await?;
     let written = read_all(&*all, Filter::default(), 10).await?;
     assert!(written.len() == 2 && written.iter().all(|event| event.actor == "host:box1"));
     Ok(())
 }
 
-#[tokio::test]
-async fn readers_see_what_filter_and_scope_both_select() -> Outcome {
+pub(crate) async fn readers_see_what_filter_and_scope_both_select(
+    fixture: &dyn Fixture,
+) -> Outcome {
     let dir = tempfile::tempdir()?;
-    let (log, writer) = open(dir.path(), 1 << 16)?;
+    let (log, writer) = fixture.open(dir.path(), 1 << 16).await?;
     for name in [
         "tenant_a.apps",
         "tenant_a.chat",
@@ -57,7 +60,7 @@ async fn readers_see_what_filter_and_scope_both_select() -> Outcome {
             .append(Append::of(vec![event(name, "k", "{}")]))
             .await?;
     }
-    let reader = log.client(scope("app", &[], &["tenant_a.*"])?);
+    let reader = log.client(scope("app", &[], &["tenant_a.*"])?).await?;
     let seen = |events: Vec<std::sync::Arc<tabbify_types::Recorded>>| {
         events
             .iter()
@@ -84,7 +87,8 @@ async fn readers_see_what_filter_and_scope_both_select() -> Outcome {
             reader.read(filter.clone(), Position(0), 9).await.err(),
             Some(expected.clone())
         );
-        assert_eq!(reader.subscribe(filter, Position(0)).err(), Some(expected));
+        let subscribed = refused_subscription(&*reader, filter, Position(0)).await?;
+        assert_eq!(subscribed, expected);
     }
     let mut subscription = reader.subscribe(Filter::default(), Position(0))?;
     for expected in ["tenant_a.apps", "tenant_a.chat"] {
@@ -105,7 +109,7 @@ async fn readers_see_what_filter_and_scope_both_select() -> Outcome {
         Delivery::Progress(Position(5))
     ));
     // Without any read glob there is nothing to see, which is not an error.
-    let nobody = log.client(scope("nobody", &[], &[])?);
+    let nobody = log.client(scope("nobody", &[], &[])?).await?;
     assert!(read_all(&*nobody, Filter::default(), 9).await?.is_empty());
     Ok(())
 }

@@ -5,12 +5,12 @@ use std::time::Duration;
 use tabbify_api::log::{Append, Delivery, Filter, ReadError};
 use tabbify_types::Position;
 
-use crate::support::{Outcome, event, globs, next, open, sized};
+use crate::conformance::Fixture;
+use crate::support::{Outcome, event, globs, next, sized};
 
-#[tokio::test]
-async fn history_then_caught_up_once_then_live() -> Outcome {
+pub(crate) async fn history_then_caught_up_once_then_live(fixture: &dyn Fixture) -> Outcome {
     let dir = tempfile::tempdir()?;
-    let (_log, client) = open(dir.path(), 1 << 13)?;
+    let (_log, client) = fixture.open(dir.path(), 1 << 13).await?;
     for _ in 0..30 {
         client.append(sized(400)).await?;
     }
@@ -38,10 +38,9 @@ async fn history_then_caught_up_once_then_live() -> Outcome {
     Ok(())
 }
 
-#[tokio::test]
-async fn what_does_not_match_is_told_as_progress() -> Outcome {
+pub(crate) async fn what_does_not_match_is_told_as_progress(fixture: &dyn Fixture) -> Outcome {
     let dir = tempfile::tempdir()?;
-    let (mut log, mut client) = open(dir.path(), 1 << 16)?;
+    let (mut log, mut client) = fixture.open(dir.path(), 1 << 16).await?;
     let noise = |count: usize| {
         Append::of(
             (0..count)
@@ -79,7 +78,7 @@ async fn what_does_not_match_is_told_as_progress() -> Outcome {
             "{progress:?}"
         );
         log.close().await;
-        (log, client) = open(dir.path(), 1 << 16)?;
+        (log, client) = fixture.open(dir.path(), 1 << 16).await?;
     }
     let mut subscription = client.subscribe(chat, Position(6505))?;
     assert!(matches!(
@@ -99,10 +98,11 @@ async fn what_does_not_match_is_told_as_progress() -> Outcome {
     Ok(())
 }
 
-#[tokio::test]
-async fn a_reader_that_slept_reads_from_disk_and_misses_nothing() -> Outcome {
+pub(crate) async fn a_reader_that_slept_reads_from_disk_and_misses_nothing(
+    fixture: &dyn Fixture,
+) -> Outcome {
     let dir = tempfile::tempdir()?;
-    let (_log, client) = open(dir.path(), 1 << 16)?;
+    let (_log, client) = fixture.open(dir.path(), 1 << 16).await?;
     client.append(sized(10)).await?;
     let mut subscription = client.subscribe(Filter::default(), Position(0))?;
     assert!(matches!(
@@ -127,10 +127,11 @@ async fn a_reader_that_slept_reads_from_disk_and_misses_nothing() -> Outcome {
     Ok(())
 }
 
-#[tokio::test]
-async fn the_end_of_the_log_ends_a_subscription_after_the_last_event() -> Outcome {
+pub(crate) async fn the_end_of_the_log_ends_a_subscription_after_the_last_event(
+    fixture: &dyn Fixture,
+) -> Outcome {
     let dir = tempfile::tempdir()?;
-    let (log, client) = open(dir.path(), 1 << 16)?;
+    let (log, client) = fixture.open(dir.path(), 1 << 16).await?;
     let mut subscription = client.subscribe(Filter::default(), Position(0))?;
     client.append(sized(10)).await?;
     log.close().await;
@@ -146,13 +147,14 @@ async fn the_end_of_the_log_ends_a_subscription_after_the_last_event() -> Outcom
     Ok(())
 }
 
-#[tokio::test]
-async fn damage_under_a_running_log_is_reported_to_readers() -> Outcome {
+pub(crate) async fn damage_under_a_running_log_is_reported_to_readers(
+    fixture: &dyn Fixture,
+) -> Outcome {
     let dir = tempfile::tempdir()?;
-    let (log, client) = open(dir.path(), 1 << 16)?;
+    let (log, client) = fixture.open(dir.path(), 1 << 16).await?;
     client.append(sized(100)).await?;
     log.close().await;
-    let (_log, client) = open(dir.path(), 1 << 16)?;
+    let (_log, client) = fixture.open(dir.path(), 1 << 16).await?;
     let extent = &crate::support::extents(dir.path())?[0];
     let mut bytes = std::fs::read(extent)?;
     bytes[512 + 200] ^= 1;

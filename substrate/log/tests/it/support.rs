@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::value::RawValue;
-use tabbify_api::log::{Append, Delivery, EventLog, Filter, LogScope, Subscribe};
+use tabbify_api::log::{Append, Delivery, EventLog, Filter, LogScope, ReadError, Subscribe};
 use tabbify_log::{Log, Options};
 use tabbify_process::SystemClock;
 use tabbify_types::{EventId, NewEvent, Position, Recorded, Segment, SegmentGlob};
@@ -92,6 +92,21 @@ pub(crate) async fn read_all(
 pub(crate) async fn next(subscription: &mut dyn Subscribe) -> Result<Delivery, Wrong> {
     let delivery = tokio::time::timeout(Duration::from_secs(20), subscription.next()).await?;
     Ok(delivery?)
+}
+
+/// Why there is no subscription: said at once, or over a network in its first delivery.
+pub(crate) async fn refused_subscription(
+    client: &dyn EventLog,
+    filter: Filter,
+    after: Position,
+) -> Result<ReadError, Wrong> {
+    match client.subscribe(filter, after) {
+        Err(error) => Ok(error),
+        Ok(mut subscription) => match subscription.next().await {
+            Err(error) => Ok(error),
+            Ok(delivery) => Err(format!("it delivers {delivery:?}").into()),
+        },
+    }
 }
 
 /// The extents of a log, in order.

@@ -1,0 +1,235 @@
+//! The log of another process over HTTP: the same traits, the same semantics, the same tests.
+//!
+//! Spawns one task a connection, which moves its bytes; connections are kept between requests, and a
+//! subscription has one of its own. Appends carry ids, so that a request whose answer was lost may be
+//! sent again; nothing else that changes anything is.
+
+mod connection;
+mod consumers;
+mod subscription;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use http::{Method, StatusCode};
+use http_body_util::{BodyExt as _, Limited};
+
+use tabbify_api::log::{
+    APPEND_PATH, Append, AppendError, Appended, EVENTS_PATH, EventLog, Filter, HEAD_HEADER,
+    HEAD_PATH, Head, NEXT_AFTER_HEADER, PAGE_EVENTS_MAX, Page, ReadError, Subscribe,
+};
+use tabbify_api::{BoxFuture, ErrorCode, Problem};
+use tabbify_process::Tasks;
+use tabbify_types::Position;
+
+use crate::wire::query::Query;
+use crate::wire::{event, problem};
+use connection::{Again, Connections};
+pub use connection::{Connect, Stream, UnixSocket};
+use consumers::RemoteConsumers;
+use subscription::Subscription;
+
+/// LIMIT: bytes of one answer: a page has 8 MiB of data, six times that if every character of it is
+/// escaped, and may carry it twice.
+const ANSWER_LEN_MAX: usize = 128 * 1024 * 1024;
+
+/// Gives the token for the next request; asked each time, since tokens end.
+pub type Bearer = Arc<dyn Fn() -> String + Send + Sync>;
+
+/// A log that another process serves, as the bearer of a token may use it.
+#[derive(Debug, Clone)]
+pub struct RemoteLog {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    connections: Connections,
+    /// The last durable position that we have been told of.
+    head: AtomicU64,
+}
+
+/// Why a request has no answer of its own.
+#[derive(Debug)]
+pub(crate) enum Failed {
+    /// The service refuses it.
+    Refused(Box<Problem>),
+    /// It did not arrive, or its answer did not, or that made no sense; it has been logged.
+    Broken,
+}
+
+impl RemoteLog {
+    /// Connects, and asks for the head of the log.
+    ///
+    /// # Errors
+    /// What the service says, or [`ReadError::Stopping`] if it cannot be reached.
+    pub async fn connect(
+        connect: Arc<dyn Connect>,
+        bearer: Bearer,
+        tasks: &Tasks,
+    ) -> Result<Self, ReadError> {
+        let shared = Shared {
+            connections: Connections::new(connect, bearer, tasks.clone()),
+            head: AtomicU64::new(0),
+        };
+        let log = Self {
+            shared: Arc::new(shared),
+        };
+        log.ask_head().await?;
+        Ok(log)
+    }
+
+    /// The last durable position, asked for now.
+    ///
+    /// # Errors
+    /// As [`RemoteLog::connect`].
+    pub async fn ask_head(&self) -> Result<Position, ReadError> {
+        let asked = self
+            .shared
+            .connections
+            .request(Method::GET, HEAD_PATH, None);
+        let answer: Head = json(asked.await).await.map_err(read_error)?;
+        self.shared.told(answer.position);
+        Ok(self.shared.head())
+    }
+
+    /// The consumers of the log.
+    #[must_use]
+    pub fn consumers(&self) -> Arc<dyn tabbify_api::consumers::Consumers> {
+        Arc::new(RemoteConsumers::new(Arc::clone(&self.shared)))
+    }
+
+    async fn send(&self, batch: Append) -> Result<Appended, AppendError> {
+        let body = serde_json::to_vec(&batch).expect("INVARIANT: our own shapes serialize");
+        let connections = &self.shared.connections;
+        let sent = connections.request(Method::POST, APPEND_PATH, Some((body, Again::Harmless)));
+        let answered: Result<Appended, Failed> = json(sent.await).await;
+        let answer = answered.map_err(|failed| match failed {
+            Failed::Refused(problem) => problem::to_append(*problem),
+            Failed::Broken => AppendError::Stopping,
+        })?;
+        self.shared.told(answer.last);
+        Ok(answer)
+    }
+
+    async fn read_page(&self, query: Query) -> Result<Page, ReadError> {
+        let path = format!("{EVENTS_PATH}?{}", query.encode());
+        let asked = self.shared.connections.request(Method::GET, &path, None);
+        let page = page(asked.await).await.map_err(read_error)?;
+        self.shared.told(page.head);
+        Ok(page)
+    }
+}
+
+impl Shared {
+    fn head(&self) -> Position {
+        Position(self.head.load(Ordering::Acquire))
+    }
+
+    /// The log is durable up to here at least.
+    fn told(&self, position: Position) {
+        self.head.fetch_max(position.get(), Ordering::AcqRel);
+    }
+}
+
+fn read_error(failed: Failed) -> ReadError {
+    match failed {
+        Failed::Refused(problem) => problem::to_read(*problem),
+        Failed::Broken => ReadError::Stopping,
+    }
+}
+
+type Received = Result<connection::Answer, Failed>;
+
+/// The whole body of an answer; its connection may be used again then.
+async fn whole(answer: connection::Answer) -> Result<(http::response::Parts, Bytes), Failed> {
+    let (parts, body, connection) = answer.into_parts();
+    let received = Limited::new(body, ANSWER_LEN_MAX).collect().await;
+    let received = received.map_err(|error| broken("the answer broke off", &error))?;
+    connection.keep();
+    Ok((parts, received.to_bytes()))
+}
+
+/// The answer, if it is one; otherwise the problem that it is.
+async fn succeeded(received: Received) -> Result<(http::response::Parts, Bytes), Failed> {
+    let (parts, bytes) = whole(received?).await?;
+    if parts.status.is_success() {
+        return Ok((parts, bytes));
+    }
+    Err(Failed::Refused(Box::new(problem_in(parts.status, &bytes))))
+}
+
+/// Something between us and the service may answer in its own words.
+fn problem_in(status: StatusCode, bytes: &[u8]) -> Problem {
+    serde_json::from_slice(bytes).unwrap_or_else(|_| {
+        let code = match status.as_u16() {
+            400..500 => ErrorCode::BadRequest,
+            _ => ErrorCode::Unavailable,
+        };
+        Problem::new(code, format!("status {status} without a problem document"))
+    })
+}
+
+async fn json<T: serde::de::DeserializeOwned>(received: Received) -> Result<T, Failed> {
+    let (_, bytes) = succeeded(received).await?;
+    serde_json::from_slice(&bytes).map_err(|error| broken("an answer is not understood", &error))
+}
+
+async fn page(received: Received) -> Result<Page, Failed> {
+    let (parts, bytes) = succeeded(received).await?;
+    let position = |name: &str| {
+        let value = parts.headers.get(name)?.to_str().ok()?;
+        value.parse::<Position>().ok()
+    };
+    let (Some(next_after), Some(head)) = (position(NEXT_AFTER_HEADER), position(HEAD_HEADER))
+    else {
+        return Err(broken("a page does not say where it ends", &"no header"));
+    };
+    let lines = bytes.split(|byte| *byte == b'\n');
+    let events = lines
+        .filter(|line| !line.is_empty())
+        .take(PAGE_EVENTS_MAX)
+        .map(|line| event::from_line(line).map(Arc::new))
+        .collect::<Result<Vec<_>, _>>();
+    Ok(Page {
+        events: events.map_err(|error| broken("an event is not understood", &error))?,
+        next_after,
+        head,
+    })
+}
+
+fn broken(what: &'static str, error: &dyn fmt::Display) -> Failed {
+    tracing::warn!(%error, "{what}");
+    Failed::Broken
+}
+
+impl EventLog for RemoteLog {
+    fn append(&self, batch: Append) -> BoxFuture<'_, Result<Appended, AppendError>> {
+        Box::pin(self.send(batch))
+    }
+
+    fn read(
+        &self,
+        filter: Filter,
+        after: Position,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Page, ReadError>> {
+        let limit = limit.min(PAGE_EVENTS_MAX);
+        Box::pin(self.read_page(Query {
+            after,
+            limit,
+            filter,
+        }))
+    }
+
+    fn subscribe(&self, filter: Filter, after: Position) -> Result<Box<dyn Subscribe>, ReadError> {
+        let shared = Arc::clone(&self.shared);
+        Ok(Box::new(Subscription::new(shared, filter, after)))
+    }
+
+    fn head(&self) -> Position {
+        self.shared.head()
+    }
+}

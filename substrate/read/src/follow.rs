@@ -1,0 +1,402 @@
+//! The one writer: takes pages of the log and folds them, for as long as the process lives.
+//!
+//! ```text
+//!   read page ─▶ fold in one transaction ─▶ tell position ─▶ next page … at the head: wait
+//! ```
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tabbify_api::log::{Delivery, EventLog, Filter, Page, ReadError};
+use tabbify_process::{Clock, chain};
+use tabbify_types::{Digest, Position, Recorded};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{BATCH_EVENTS_MAX, RETRY_AFTER};
+use crate::error::ReadNodeError;
+use crate::generation::Generations;
+use crate::pool::Pool;
+use crate::progress::Progress;
+use crate::projection::{self, Claims};
+use crate::store::{Found, Store};
+
+/// A rebuild that was asked for; the answer is sent when its content is served.
+pub(crate) type Rebuild = oneshot::Sender<Result<Rebuilt, ReadNodeError>>;
+
+/// What a rebuild has made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rebuilt {
+    /// How far the content reached when it was taken into service.
+    pub position: Position,
+    /// Its digest: the same as before, unless the log or a fold is not what it was.
+    pub digest: Digest,
+    /// The digest of the content that it replaced, at the same position.
+    pub before: Digest,
+}
+
+/// What the follower and the node have in common.
+#[derive(Debug, Clone)]
+pub(crate) struct Shared {
+    pub(crate) log: Arc<dyn EventLog>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) files: Arc<Generations>,
+    pub(crate) pool: Pool,
+    pub(crate) progress: Arc<watch::Sender<Progress>>,
+}
+
+/// Folds the log into a store.
+#[derive(Debug)]
+pub(crate) struct Follower {
+    pub(crate) shared: Shared,
+    pub(crate) rebuilds: mpsc::Receiver<Rebuild>,
+    /// The path of the store, once it is not current yet: it becomes so when it has caught up.
+    pub(crate) unfinished: Option<PathBuf>,
+}
+
+impl Follower {
+    /// Follows until the log or the process ends. A store that fails is opened again after a while:
+    /// a full disk may have room then.
+    pub(crate) async fn run(mut self, store: Store, token: CancellationToken) {
+        let _end = End(Arc::clone(&self.shared.progress));
+        let mut held = Some(store);
+        loop {
+            let Err(error) = self.follow(&mut held, &token).await else {
+                return;
+            };
+            let reason = chain(&error).to_string();
+            let is_final = matches!(error, ReadNodeError::Log { .. } | ReadNodeError::Gap { .. });
+            self.shared
+                .progress
+                .send_modify(|progress| progress.stopped = Some(reason.clone()));
+            if is_final {
+                let is_end = matches!(
+                    error,
+                    ReadNodeError::Log {
+                        source: ReadError::Stopping,
+                        ..
+                    }
+                );
+                if !is_end {
+                    tracing::error!(reason, "the read model is not folded any more");
+                }
+                return;
+            }
+            tracing::error!(reason, "the read model is not folded; trying again");
+            if error.is_damage() {
+                // Nothing in a damaged file is worth keeping: the next opening begins from zero.
+                self.forget();
+            }
+            tokio::select! {
+                () = token.cancelled() => return,
+                () = tokio::time::sleep(RETRY_AFTER) => {}
+            }
+        }
+    }
+
+    async fn follow(
+        &mut self,
+        held: &mut Option<Store>,
+        token: &CancellationToken,
+    ) -> Result<(), ReadNodeError> {
+        let mut store = match held.take() {
+            Some(store) => store,
+            None => self.reopen().await?,
+        };
+        store = resume_stopped(&self.shared, store).await?;
+        loop {
+            self.tell(&store);
+            let step = tokio::select! {
+                () = token.cancelled() => None,
+                asked = self.rebuilds.recv() => Some(Step::Rebuild(asked)),
+                page = next_page(&self.shared.log, store.position()) => Some(Step::Page(page?)),
+            };
+            match step {
+                None | Some(Step::Rebuild(None)) => {
+                    return store.close();
+                }
+                Some(Step::Rebuild(Some(answer))) => store = self.rebuild(store, answer).await?,
+                Some(Step::Page(page)) => {
+                    let (head, events) = (page.head, page.events);
+                    store = fold(store, events).await?;
+                    self.folded(&store, head)?;
+                }
+            }
+        }
+    }
+
+    fn forget(&self) {
+        if let Err(error) = self.shared.files.forget_current() {
+            tracing::error!(error = %chain(&error), "cannot set the damaged read model aside");
+        }
+    }
+
+    /// Opens the store anew, judged as at the start.
+    async fn reopen(&mut self) -> Result<Store, ReadNodeError> {
+        let (store, unfinished) = open(&self.shared.files, &self.shared.log).await?;
+        self.shared.pool.point_to(store.path());
+        self.unfinished = unfinished;
+        Ok(store)
+    }
+
+    fn tell(&self, store: &Store) {
+        let (position, states) = (store.position(), store.states());
+        self.shared.progress.send_if_modified(|progress| {
+            let is_news = progress.position != position
+                || progress.stopped.is_some()
+                || progress.states != states;
+            progress.position = position;
+            progress.stopped = None;
+            progress.states = states.to_vec();
+            is_news
+        });
+    }
+
+    /// A page is folded: the content is as fresh as it can be if that was the last one.
+    fn folded(&mut self, store: &Store, head: Position) -> Result<(), ReadNodeError> {
+        let now = self.shared.clock.now();
+        let caught_up = store.position() >= head;
+        self.shared.progress.send_modify(|progress| {
+            progress.head = progress.head.max(head);
+            let as_of = if caught_up { now } else { store.tip_at() };
+            progress.fresh_at = progress.fresh_at.max(as_of);
+        });
+        if caught_up && let Some(path) = self.unfinished.take() {
+            self.shared.files.make_current(&path)?;
+            self.shared.files.keep_only(&[&path])?;
+            tracing::info!(path = %path.display(), "the rebuilt read model is current");
+        }
+        Ok(())
+    }
+
+    /// Builds everything again in a file of its own while the old content is served, and swaps.
+    async fn rebuild(&mut self, store: Store, answer: Rebuild) -> Result<Store, ReadNodeError> {
+        tracing::info!(from = %store.path().display(), "rebuilding the read model");
+        let rebuilt = self.build(store).await;
+        self.shared
+            .progress
+            .send_modify(|progress| progress.rebuilding = None);
+        match rebuilt {
+            Ok((fresh, rebuilt)) => {
+                self.tell(&fresh);
+                // Whoever asked may have gone away; the rebuild stands.
+                let _ = answer.send(Ok(rebuilt));
+                Ok(fresh)
+            }
+            Err(error) => {
+                let reason = chain(&error).to_string();
+                let _ = answer.send(Err(ReadNodeError::Unfinished { reason }));
+                Err(error)
+            }
+        }
+    }
+
+    async fn build(&mut self, old: Store) -> Result<(Store, Rebuilt), ReadNodeError> {
+        let path = self.shared.files.fresh()?;
+        let mut fresh = create(&path).await?;
+        // Exactly as far as the old content, so that the two can be compared.
+        while fresh.position() < old.position() {
+            let left = old.position().get() - fresh.position().get();
+            let limit = usize::try_from(left).unwrap_or(usize::MAX);
+            let page = page(
+                &self.shared.log,
+                fresh.position(),
+                limit.min(BATCH_EVENTS_MAX),
+            )
+            .await?;
+            fresh = fold(fresh, page.events).await?;
+            let position = fresh.position();
+            self.shared
+                .progress
+                .send_modify(|progress| progress.rebuilding = Some(position));
+        }
+        let position = fresh.position();
+        let (fresh, digest, before) = blocking(position, move || {
+            let mut fresh = fresh;
+            let digest = fresh.digest()?;
+            let mut old = old;
+            let before = old.digest()?;
+            old.close()?;
+            Ok((fresh, digest, before))
+        })
+        .await?;
+        if digest != before {
+            tracing::error!(%digest, %before, "the rebuilt read model differs from the one before");
+        }
+        self.shared.files.make_current(&path)?;
+        self.unfinished = None;
+        self.shared.pool.point_to(&path);
+        self.shared.files.keep_only(&[&path])?;
+        let rebuilt = Rebuilt {
+            position,
+            digest,
+            before,
+        };
+        Ok((fresh, rebuilt))
+    }
+}
+
+/// Whatever ends the follower, the status says that it has ended.
+struct End(Arc<watch::Sender<Progress>>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.0.send_modify(|progress| {
+            let reason = || "the task that folds the log has ended".to_owned();
+            progress.stopped.get_or_insert_with(reason);
+        });
+    }
+}
+
+enum Step {
+    Page(Page),
+    Rebuild(Option<Rebuild>),
+}
+
+/// Opens the current file if it is the fold of a prefix of this log, else begins a new one. The
+/// second is the path of a new file that must not become current before it has caught up, since
+/// the one before is kept until then: an older program may still want it.
+pub(crate) async fn open(
+    files: &Generations,
+    log: &Arc<dyn EventLog>,
+) -> Result<(Store, Option<PathBuf>), ReadNodeError> {
+    let current = files.current()?;
+    let Some(path) = current else {
+        files.keep_only(&[])?;
+        let path = files.fresh()?;
+        let store = create(&path).await?;
+        files.make_current(&path)?;
+        return Ok((store, None));
+    };
+    files.keep_only(&[&path])?;
+    let found = path.clone();
+    let reason = match blocking(Position(0), move || Store::open(&found)).await? {
+        Found::Unusable(reason) => reason,
+        Found::Usable(store) if store.position() == Position(0) => return Ok((store, None)),
+        Found::Usable(store) => match tip(store.position(), log).await? {
+            Ok(event) if store.is_tip(&event) => return Ok((store, None)),
+            Ok(event) => format!(
+                "it is of another log: the events at position {} differ",
+                event.position
+            ),
+            Err(reason) => reason,
+        },
+    };
+    let fresh = files.fresh()?;
+    tracing::warn!(
+        path = %path.display(),
+        reason,
+        "the read model cannot be used; building it again from the log"
+    );
+    Ok((create(&fresh).await?, Some(fresh)))
+}
+
+async fn create(path: &Path) -> Result<Store, ReadNodeError> {
+    let path = path.to_owned();
+    blocking(Position(0), move || Store::create(&path)).await
+}
+
+/// What the log has at the position of a store, or why the store cannot be of this log.
+async fn tip(
+    position: Position,
+    log: &Arc<dyn EventLog>,
+) -> Result<Result<Arc<Recorded>, String>, ReadNodeError> {
+    let beyond = |head: Position| {
+        format!("it is at position {position}, beyond the head of the log, {head}")
+    };
+    let after = Position(position.get().saturating_sub(1));
+    match log.read(Filter::default(), after, 1).await {
+        Ok(page) => Ok(page
+            .events
+            .into_iter()
+            .next()
+            .ok_or_else(|| beyond(page.head))),
+        Err(ReadError::BeyondHead { head, .. }) => Ok(Err(beyond(head))),
+        Err(source) => Err(ReadNodeError::Log { after, source }),
+    }
+}
+
+/// Gives projections that have stopped another chance, as after an upgrade: those that understand
+/// their event now are brought to where the others are.
+async fn resume_stopped(shared: &Shared, mut store: Store) -> Result<Store, ReadNodeError> {
+    for projection in projection::ALL {
+        let name = projection.name();
+        let Claims::Types(kinds) = projection.claims() else {
+            continue;
+        };
+        let filter = Filter {
+            kinds: kinds.iter().map(|&kind| kind.to_owned()).collect(),
+            ..Filter::default()
+        };
+        let mut after = match store.states().iter().find(|state| state.name == name) {
+            Some(state) if state.position < store.position() => state.position,
+            _ => continue,
+        };
+        loop {
+            let read = shared
+                .log
+                .read(filter.clone(), after, BATCH_EVENTS_MAX)
+                .await;
+            let page = read.map_err(|source| ReadNodeError::Log { after, source })?;
+            let upto = page.next_after;
+            store = blocking(after, move || {
+                store.resume(name, &page.events, upto)?;
+                Ok(store)
+            })
+            .await?;
+            let state = store.states().iter().find(|state| state.name == name);
+            let goes_on = state
+                .is_some_and(|state| state.stopped.is_none() && state.position < store.position());
+            if !goes_on || upto <= after {
+                break;
+            }
+            after = upto;
+        }
+    }
+    Ok(store)
+}
+
+/// The events after `after`; waits while there are none.
+async fn next_page(log: &Arc<dyn EventLog>, after: Position) -> Result<Page, ReadNodeError> {
+    loop {
+        let page = page(log, after, BATCH_EVENTS_MAX).await?;
+        if !page.events.is_empty() {
+            return Ok(page);
+        }
+        let failed = |source| ReadNodeError::Log { after, source };
+        let mut subscription = log.subscribe(Filter::default(), after).map_err(failed)?;
+        loop {
+            match subscription.next().await.map_err(failed)? {
+                Delivery::Event(_) => break,
+                Delivery::CaughtUp(_) | Delivery::Progress(_) => {}
+            }
+        }
+    }
+}
+
+async fn page(
+    log: &Arc<dyn EventLog>,
+    after: Position,
+    limit: usize,
+) -> Result<Page, ReadNodeError> {
+    let read = log.read(Filter::default(), after, limit).await;
+    read.map_err(|source| ReadNodeError::Log { after, source })
+}
+
+async fn fold(store: Store, events: Vec<Arc<Recorded>>) -> Result<Store, ReadNodeError> {
+    let mut store = store;
+    blocking(store.position(), move || {
+        store.fold(&events)?;
+        Ok(store)
+    })
+    .await
+}
+
+async fn blocking<T: Send + 'static>(
+    after: Position,
+    work: impl FnOnce() -> Result<T, ReadNodeError> + Send + 'static,
+) -> Result<T, ReadNodeError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_| ReadNodeError::Panicked { after })?
+}
