@@ -1,5 +1,6 @@
 //! What a mesh endpoint is given, and its limits.
 
+use std::fmt;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
@@ -17,19 +18,59 @@ pub struct Config {
     pub addresses: Vec<Ipv6Addr>,
     /// Where to bind the UDP socket; port 0 takes a free one.
     pub underlay: SocketAddr,
+    /// Which TCP/IP stack serves it.
+    pub stack: StackChoice,
     /// Limits.
     pub limits: Limits,
 }
 
 impl Config {
-    /// A configuration with the default limits.
+    /// A configuration with the default limits, and the stack that the system allows.
     #[must_use]
     pub fn new(key: PrivateKey, addresses: Vec<Ipv6Addr>, underlay: SocketAddr) -> Self {
         Self {
             key,
             addresses,
             underlay,
+            stack: StackChoice::default(),
             limits: Limits::default(),
+        }
+    }
+}
+
+/// Which TCP/IP stack an endpoint is to use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum StackChoice {
+    /// The kernel's where the system allows it, else the one in user space.
+    #[default]
+    Auto,
+    /// The kernel's, or none.
+    Kernel,
+    /// The one in user space.
+    Userspace,
+}
+
+/// Which TCP/IP stack an endpoint uses, and why not the other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StackInUse {
+    /// The kernel's, in a network namespace of the endpoint's own; the preferred one.
+    Kernel {
+        /// It is in a user namespace, for want of the right to do without.
+        rootless: bool,
+    },
+    /// The one in user space.
+    Userspace {
+        /// Why it is not the kernel's, for people.
+        reason: String,
+    },
+}
+
+impl fmt::Display for StackInUse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Kernel { rootless: false } => f.write_str("kernel"),
+            Self::Kernel { rootless: true } => f.write_str("kernel (rootless)"),
+            Self::Userspace { reason } => write!(f, "user space ({reason})"),
         }
     }
 }
@@ -38,7 +79,8 @@ impl Config {
 #[derive(Debug, Clone)]
 pub struct Limits {
     /// LIMIT: bytes of each TCP connection's buffer, one per direction; also the window, so that
-    /// throughput is at most this per round trip. Untouched pages cost nothing.
+    /// throughput is at most about this per round trip. Untouched pages cost nothing. The kernel is
+    /// given twice as much, for it counts its bookkeeping as well.
     pub tcp_buffer_bytes: usize,
     /// LIMIT: connections with one peer, opening and closing ones included. A dial over it is
     /// [`DialError::Busy`](crate::DialError::Busy); the peer's get a reset.

@@ -28,20 +28,23 @@ const LOOKUPS_MAX: usize = 64;
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 /// LIMIT: errors of the socket in a row after which it counts as broken. Single ones are old ICMP
 /// messages.
-const ERRORS_MAX: usize = 1000;
+pub(crate) const ERRORS_MAX: usize = 1000;
 
 pub(crate) type Handshake = (SocketAddr, Packet);
 
+/// What a datagram claims to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Message {
+pub(crate) enum Message {
     /// Of a handshake: to be verified first.
     Handshake,
+    /// The reply to a handshake of the session with this index: prove where you are.
+    Cookie(u32),
     /// For the session with this index.
-    Session(u32),
+    Data(u32),
     Malformed,
 }
 
-fn classify(bytes: &[u8]) -> Message {
+pub(crate) fn classify(bytes: &[u8]) -> Message {
     let index = |at| {
         bytes
             .get(at..at + 4)
@@ -50,7 +53,8 @@ fn classify(bytes: &[u8]) -> Message {
     };
     match (bytes.first(), bytes.len()) {
         (Some(1), 148) | (Some(2), 92) => Message::Handshake,
-        (Some(3), 64) | (Some(4), 32..) => index(4).map_or(Message::Malformed, Message::Session),
+        (Some(3), 64) => index(4).map_or(Message::Malformed, Message::Cookie),
+        (Some(4), 32..) => index(4).map_or(Message::Malformed, Message::Data),
         _ => Message::Malformed,
     }
 }
@@ -94,7 +98,9 @@ fn sort(
         add(&counters.bytes_in, datagram.len() as u64);
         let packet = || Packet::from_bytes(BytesMut::from(datagram));
         match classify(datagram) {
-            Message::Session(index) => endpoint.deliver(index, from, packet()),
+            Message::Cookie(index) | Message::Data(index) => {
+                endpoint.deliver(index, from, packet());
+            }
             Message::Handshake => {
                 if handshakes.try_send((from, packet())).is_err() {
                     count(&counters.dropped_overload);
@@ -193,8 +199,8 @@ mod tests {
         };
         assert_eq!(message(1, 148), Message::Handshake);
         assert_eq!(message(2, 92), Message::Handshake);
-        assert_eq!(message(3, 64), Message::Session(0x0403_0201));
-        assert_eq!(message(4, 32), Message::Session(0x0403_0201));
+        assert_eq!(message(3, 64), Message::Cookie(0x0403_0201));
+        assert_eq!(message(4, 32), Message::Data(0x0403_0201));
         assert_eq!(message(4, 31), Message::Malformed);
         assert_eq!(message(1, 147), Message::Malformed);
         assert_eq!(classify(&[]), Message::Malformed);

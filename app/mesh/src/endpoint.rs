@@ -15,10 +15,11 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::DialError;
+use crate::kernel::{Alias, Kernel};
 use crate::listener::Listeners;
 use crate::peer::{Epoch, Peer, send_all};
 use crate::session::{Ours, Outbox, Session};
-use crate::stack::{ConnId, ConnectError};
+use crate::stack::ConnectError;
 use crate::stats::count;
 use crate::underlay::Underlay;
 
@@ -26,6 +27,8 @@ pub(crate) struct Endpoint {
     pub(crate) ours: Ours,
     pub(crate) public: MeshKey,
     pub(crate) underlay: Underlay,
+    /// Set if the kernel's stack is in use.
+    pub(crate) kernel: Option<Kernel>,
     pub(crate) resolver: Arc<dyn Resolver>,
     pub(crate) tasks: Tasks,
     /// Ends the tasks: when the mesh is dropped, not when the process begins to drain.
@@ -42,6 +45,7 @@ impl Endpoint {
     pub(crate) fn new(
         ours: Ours,
         underlay: Underlay,
+        kernel: Option<Kernel>,
         resolver: Arc<dyn Resolver>,
         tasks: Tasks,
     ) -> Self {
@@ -49,6 +53,7 @@ impl Endpoint {
             public: ours.key.public(),
             ours,
             underlay,
+            kernel,
             resolver,
             tasks,
             stop: CancellationToken::new(),
@@ -67,15 +72,16 @@ impl Endpoint {
     /// Whether no connection is left.
     pub(crate) fn is_quiet(&self) -> bool {
         let peers: Vec<_> = self.peers().values().cloned().collect();
-        peers.iter().all(|peer| peer.session().stack.is_empty())
+        peers.iter().all(|peer| peer.session().is_empty())
     }
 
-    /// Begins a connection with the peer of `record`, with a session that is there or a new one.
-    pub(crate) fn connect(
+    /// Begins a connection with the peer of `record`, in a session that is there or a new one.
+    pub(crate) fn connect<T>(
         self: &Arc<Self>,
         record: &PeerRecord,
         remote: SocketAddrV6,
-    ) -> Result<(Arc<Peer>, ConnId), DialError> {
+        begin: impl FnOnce(&mut Session) -> Result<T, ConnectError>,
+    ) -> Result<(Arc<Peer>, T), DialError> {
         let mut peers = self.peers();
         if self.stop.is_cancelled() {
             return Err(DialError::Closed);
@@ -107,7 +113,7 @@ impl Endpoint {
             return Err(DialError::Unreachable(remote));
         }
         // Under the registry's lock, so that the session cannot be forgotten as unused before.
-        let id = session.connect(remote).map_err(|error| match error {
+        let begun = begin(&mut session).map_err(|error| match error {
             ConnectError::Full => {
                 let limit = self.ours.limits.connections_per_peer;
                 DialError::Busy {
@@ -119,7 +125,7 @@ impl Endpoint {
         })?;
         drop(session);
         peer.kick();
-        Ok((peer, id))
+        Ok((peer, begun))
     }
 
     /// Lets the peer of `record` in, whose initiation this is.
@@ -198,6 +204,9 @@ impl Endpoint {
         {
             peers.remove(&peer.key);
         }
+        if let (Some(kernel), Some(link)) = (&self.kernel, peer.link) {
+            kernel.remove(link);
+        }
         let mut routes = self.routes.write().unwrap_or_else(PoisonError::into_inner);
         routes.retain(|_, to| !Arc::ptr_eq(to, peer));
     }
@@ -223,14 +232,29 @@ impl Endpoint {
         }
     }
 
+    /// The session with this receiver index.
+    pub(crate) fn routed(&self, index: u32) -> Option<Arc<Peer>> {
+        let routes = self.routes.read().unwrap_or_else(PoisonError::into_inner);
+        routes.get(&index).cloned()
+    }
+
+    /// The session that this alias is of.
+    pub(crate) fn linked(&self, alias: Alias) -> Option<Arc<Peer>> {
+        self.kernel.as_ref()?.linked(alias)
+    }
+
     fn add(
         self: &Arc<Self>,
         peers: &mut HashMap<MeshKey, Arc<Peer>>,
         key: MeshKey,
-        session: Session,
+        mut session: Session,
         first: Outbox,
     ) -> Arc<Peer> {
+        session.link = self.kernel.as_ref().map(Kernel::link);
         let peer = Arc::new(Peer::new(key, self.epoch, session));
+        if let (Some(kernel), Some(link)) = (&self.kernel, peer.link) {
+            kernel.add(link, &peer);
+        }
         peers.insert(key, Arc::clone(&peer));
         let (task, endpoint) = (Arc::clone(&peer), Arc::clone(self));
         // It outlives the request that dialed first, and so has a span of its own.

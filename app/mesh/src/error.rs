@@ -5,6 +5,8 @@ use std::net::{SocketAddr, SocketAddrV6};
 
 use tabbify_api::mesh::ResolveError;
 
+use crate::NamespaceError;
+
 /// Why an endpoint or a listener cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum MeshError {
@@ -20,6 +22,15 @@ pub enum MeshError {
         #[source]
         source: io::Error,
     },
+    /// The kernel's stack was asked for and cannot be had.
+    #[error("the kernel's TCP/IP stack cannot be used")]
+    Kernel(#[source] NamespaceError),
+    /// The thread that carries packets cannot be started.
+    #[error("cannot start the thread that carries packets")]
+    Thread(#[source] io::Error),
+    /// The kernel gives no socket.
+    #[error("the kernel gives no socket for the mesh")]
+    Socket(#[source] io::Error),
     /// Someone listens on the port, or it is 0.
     #[error("port {0} of the mesh is taken or not a port")]
     Port(u16),

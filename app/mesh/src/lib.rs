@@ -1,19 +1,26 @@
-//! The mesh: a userspace WireGuard overlay with [`listen`](Mesh::listen) and [`dial`](Mesh::dial).
+//! The mesh: a WireGuard overlay inside the process, with [`listen`](Mesh::listen) and [`dial`](Mesh::dial).
 //!
 //! Plane: app. A library; the node, every runner and the supervisor hold one [`Mesh`] each, with a
-//! key of its own. The engine is the published crate `gotatun`, the TCP/IP stack `smoltcp`; no
-//! cryptography is written here.
+//! key of its own. The engine is the published crate `gotatun`; no cryptography is written here.
+//!
+//! Two TCP/IP stacks stand behind one interface, see [`Mesh::stack`]: the kernel's, in a network
+//! namespace of the endpoint's own, and `smoltcp` where that cannot be had. They share everything but
+//! what is right of the session:
 //!
 //! ```text
 //! UDP socket ─ mesh-read ─┬─ inbox ─ mesh-peer (one per remote key) ─┬─ Stream, Listener
-//!              underlay   │   bounded   session: WireGuard ─ TCP/IP  │   under the session's lock
+//!              underlay   │   bounded   session: WireGuard ─ smoltcp │   under the session's lock
 //!                         └─ queue ─ mesh-verify ─ mesh-lookup       └─ UDP socket
 //!                             bounded   who may talk: the Resolver
+//!
+//! UDP socket ─ mesh-data ─┬─ session: WireGuard ─ TUN ─ kernel ─ Stream, Listener
+//!              thread     └─ queue ─ mesh-verify ─ mesh-lookup, mesh-peer: handshakes and timers
 //! ```
 //!
 //! Tasks: `mesh-read` and `mesh-verify` (essential), one `mesh-peer` per session, `mesh-lookup` per
 //! handshake that a peer begins (at most 64). Channels: the queue of handshakes, one inbox per peer,
-//! one backlog per listener; all bounded.
+//! one backlog per listener; all bounded. With the kernel's stack two threads, `mesh-data` and
+//! `mesh-netns`, which end with the endpoint.
 //!
 //! Invariants:
 //! 1. A peer has a session only if the [`Resolver`](tabbify_api::mesh::Resolver) knows its key; it is
@@ -28,7 +35,7 @@
 //! The resolver must name all inner addresses of a peer in every record of it: the last record is
 //! what incoming packets are checked against.
 //!
-//! First form: smoltcp only, direct paths only. Kernel TCP, the path agent and the relay are to come.
+//! First form: direct paths only. The path agent and the relay are to come.
 
 mod acknowledged;
 mod config;
@@ -36,6 +43,7 @@ mod device;
 mod dispatch;
 mod endpoint;
 mod error;
+mod kernel;
 mod key;
 mod listener;
 mod mesh;
@@ -47,8 +55,9 @@ mod stats;
 mod stream;
 mod underlay;
 
-pub use config::{Config, Limits};
+pub use config::{Config, Limits, StackChoice, StackInUse};
 pub use error::{DialError, MeshError};
+pub use kernel::NamespaceError;
 pub use key::{KeyError, PrivateKey};
 pub use listener::{Incoming, Listener};
 pub use mesh::Mesh;

@@ -2,16 +2,25 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::net::SocketAddrV6;
+use std::io;
+use std::net::{SocketAddr, SocketAddrV6};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use tabbify_types::MeshKey;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
 use crate::endpoint::Endpoint;
+use crate::kernel::{Alias, KernelStream, Place, conn};
 use crate::stack::{Door, Doors};
+use crate::stats::count;
 use crate::{MeshError, Stream};
+
+/// How long nothing is accepted after the kernel had no descriptor or memory for a connection. Those
+/// that wait are in its backlog.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// A connection that a peer opened.
 #[derive(Debug)]
@@ -30,18 +39,35 @@ pub struct Incoming {
 /// that it has accepted go on.
 pub struct Listener {
     port: u16,
-    queue: mpsc::Receiver<Incoming>,
+    source: Source,
     endpoint: Arc<Endpoint>,
+}
+
+/// Where connections come from.
+enum Source {
+    User(mpsc::Receiver<Incoming>),
+    Kernel(TcpListener),
 }
 
 impl Listener {
     pub(crate) fn new(endpoint: Arc<Endpoint>, port: u16) -> Result<Self, MeshError> {
-        let queue = endpoint
-            .listeners
-            .open(port, endpoint.ours.limits.backlog)?;
+        let backlog = endpoint.ours.limits.backlog;
+        let source = match &endpoint.kernel {
+            None => Source::User(endpoint.listeners.open(port, backlog)?),
+            Some(_) if port == 0 => return Err(MeshError::Port(port)),
+            Some(kernel) => {
+                let listener = kernel.sockets.take();
+                let listener = listener.and_then(|socket| conn::listener(socket, port, backlog));
+                Source::Kernel(listener.map_err(|error| match error.kind() {
+                    io::ErrorKind::AddrInUse => MeshError::Port(port),
+                    io::ErrorKind::NotConnected => MeshError::Closed,
+                    _ => MeshError::Socket(error),
+                })?)
+            }
+        };
         Ok(Self {
             port,
-            queue,
+            source,
             endpoint,
         })
     }
@@ -57,16 +83,68 @@ impl Listener {
     /// # Errors
     /// [`MeshError::Closed`] when the mesh was dropped.
     pub async fn accept(&mut self) -> Result<Incoming, MeshError> {
+        let endpoint = &self.endpoint;
+        let next = async {
+            match &mut self.source {
+                Source::User(queue) => queue.recv().await.ok_or(MeshError::Closed),
+                Source::Kernel(listener) => loop {
+                    match listener.accept().await {
+                        Ok((tcp, from)) => {
+                            if let Some(incoming) = admit(endpoint, tcp, from) {
+                                return Ok(incoming);
+                            }
+                        }
+                        Err(error) => {
+                            tracing::warn!(%error, "connection not accepted");
+                            tokio::time::sleep(ACCEPT_PAUSE).await;
+                        }
+                    }
+                },
+            }
+        };
         tokio::select! {
-            incoming = self.queue.recv() => incoming.ok_or(MeshError::Closed),
-            () = self.endpoint.stop.cancelled() => Err(MeshError::Closed),
+            incoming = next => incoming,
+            () = endpoint.stop.cancelled() => Err(MeshError::Closed),
         }
     }
 }
 
+/// Says whose a connection is that the kernel has accepted. Those of a peer that is gone, or has too
+/// many, are refused.
+fn admit(endpoint: &Endpoint, tcp: TcpStream, from: SocketAddr) -> Option<Incoming> {
+    let found = conn::v6(from).ok().and_then(|from| {
+        let alias = Alias::of(*from.ip())?;
+        let peer = endpoint.linked(alias)?;
+        let mut session = peer.session();
+        let link = session.link.as_mut()?;
+        let address = link.address(alias)?;
+        let number = link.reserve(endpoint.ours.limits.connections_per_peer)?;
+        drop(session);
+        let remote = SocketAddrV6::new(address, from.port(), 0, 0);
+        Some((Place::new(peer, number), remote))
+    });
+    let Some((place, remote)) = found else {
+        conn::refuse(tcp);
+        return None;
+    };
+    let peer = place.key();
+    // It may have ended since; then nobody needs to hear of it.
+    let local = tcp.local_addr().and_then(conn::v6).ok()?;
+    let stream = KernelStream::accepted(tcp, place, local, remote).ok()?;
+    count(&endpoint.ours.counters.accepted);
+    Some(Incoming {
+        stream: Stream::kernel(stream),
+        peer,
+        remote,
+        local,
+    })
+}
+
 impl Drop for Listener {
     fn drop(&mut self) {
-        self.endpoint.listeners.close(self.port);
+        if let Source::User(_) = self.source {
+            self.endpoint.listeners.close(self.port);
+        }
     }
 }
 

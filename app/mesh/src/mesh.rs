@@ -2,12 +2,14 @@
 
 use std::future::poll_fn;
 use std::net::{SocketAddr, SocketAddrV6};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use gotatun::noise::index_table::IndexTable;
 use gotatun::noise::rate_limiter::RateLimiter;
 use gotatun::x25519::PublicKey;
+use rustix::process::{Resource, getrlimit};
 use tabbify_api::mesh::{PeerRecord, ResolveError, Resolver};
 use tabbify_process::{Importance, Tasks};
 use tabbify_types::MeshKey;
@@ -16,21 +18,31 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::dispatch::{self, HANDSHAKES_WAITING_MAX};
 use crate::endpoint::Endpoint;
-use crate::session::Ours;
+use crate::kernel::{self, Kernel, KernelStream, Place};
+use crate::peer::Peer;
+use crate::session::{Ours, Session};
 use crate::stack::Dialed;
 use crate::stats::{Counters, count};
+use crate::stream::UserStream;
 use crate::underlay::Underlay;
-use crate::{Config, DialError, Listener, MeshError, Stats, Stream};
+use crate::{Config, DialError, Listener, MeshError, StackChoice, StackInUse, Stats, Stream};
 
 /// A dialed peer that has not let anything be heard after this long is asked for new keys: it may
 /// have been restarted in place.
 const NUDGE: Duration = Duration::from_millis(500);
+
+/// How long a closing endpoint waits, first and at most, before it asks the kernel again whether
+/// everything is acknowledged: it does not tell by itself, and an answer costs it a walk through all
+/// connections of the machine.
+const SETTLING_FIRST: Duration = Duration::from_millis(5);
+const SETTLING_MAX: Duration = Duration::from_millis(100);
 
 /// An endpoint of the mesh. Clones are the same endpoint; when the last is dropped, its listeners and
 /// streams end. [`Mesh::close`] lets them finish before.
 #[derive(Debug, Clone)]
 pub struct Mesh {
     endpoint: Arc<Endpoint>,
+    stack: Arc<StackInUse>,
     _alive: Arc<Alive>,
 }
 
@@ -45,13 +57,62 @@ impl Drop for Alive {
     }
 }
 
+/// A connection that is being made. Dropping it takes the attempt back.
+enum Attempt {
+    User(UserStream),
+    Kernel(KernelStream),
+}
+
+impl Attempt {
+    async fn dialed(&self) -> Dialed {
+        match self {
+            Self::User(stream) => poll_fn(|cx| stream.poll_connect(cx)).await,
+            Self::Kernel(stream) => match stream.connected().await {
+                Ok(()) => Dialed::Connected,
+                Err(_) => Dialed::Refused,
+            },
+        }
+    }
+
+    fn stream(self) -> Stream {
+        match self {
+            Self::User(stream) => Stream::user(stream),
+            Self::Kernel(stream) => Stream::kernel(stream),
+        }
+    }
+}
+
+/// Opens the kernel's stack, if it is wanted and can be had.
+fn open_stack(
+    choice: StackChoice,
+    ours: &Ours,
+) -> Result<(Option<Kernel>, Option<OwnedFd>, StackInUse), MeshError> {
+    if choice == StackChoice::Userspace {
+        let reason = "configured".to_owned();
+        return Ok((None, None, StackInUse::Userspace { reason }));
+    }
+    match Kernel::open(Arc::clone(&ours.addresses), ours.limits.tcp_buffer_bytes) {
+        Ok((kernel, tun)) => {
+            let rootless = kernel.rootless;
+            Ok((Some(kernel), Some(tun), StackInUse::Kernel { rootless }))
+        }
+        Err(error) if choice == StackChoice::Auto => {
+            let reason = tabbify_process::chain(&error).to_string();
+            Ok((None, None, StackInUse::Userspace { reason }))
+        }
+        Err(error) => Err(MeshError::Kernel(error)),
+    }
+}
+
 impl Mesh {
-    /// Binds the UDP socket and spawns the tasks that serve it.
+    /// Binds the UDP socket and spawns the tasks that serve it. Takes some milliseconds where the
+    /// kernel's stack is used, to make its namespace.
     ///
     /// The tasks outlive the shutdown of `tasks`, so that a draining process still has its network.
     ///
     /// # Errors
-    /// [`MeshError::NoAddress`] and [`MeshError::Bind`].
+    /// [`MeshError::NoAddress`] and [`MeshError::Bind`]; [`MeshError::Kernel`] and
+    /// [`MeshError::Thread`] only if the kernel's stack is insisted on.
     ///
     /// # Panics
     /// Outside a tokio runtime.
@@ -65,7 +126,7 @@ impl Mesh {
         }
         let address = config.underlay;
         let bind = |source| MeshError::Bind { address, source };
-        let underlay = Underlay::bind(address).map_err(bind)?;
+        let mut underlay = Underlay::bind(address).map_err(bind)?;
         let public = PublicKey::from(config.key.public().0);
         let ours = Ours {
             key: config.key,
@@ -78,21 +139,39 @@ impl Mesh {
             limits: Arc::new(config.limits),
             counters: Arc::new(Counters::default()),
         };
-        let endpoint = Arc::new(Endpoint::new(ours, underlay, resolver, tasks.child()));
+        let (kernel, tun, stack) = open_stack(config.stack, &ours)?;
+        if kernel.is_none() {
+            underlay = underlay.watched().map_err(bind)?;
+        }
+        tracing::debug!(%stack, "mesh stack");
+        let tasks = tasks.child();
+        let endpoint = Arc::new(Endpoint::new(ours, underlay, kernel, resolver, tasks));
+        // From here on, dropping it ends what was begun.
+        let alive = Arc::new(Alive(Arc::clone(&endpoint)));
         let (sender, receiver) = mpsc::channel(HANDSHAKES_WAITING_MAX);
-        let read = dispatch::read(Arc::clone(&endpoint), sender);
+        if let Some(tun) = tun {
+            kernel::start(&endpoint, tun, sender).map_err(MeshError::Thread)?;
+        } else {
+            let read = dispatch::read(Arc::clone(&endpoint), sender);
+            endpoint
+                .tasks
+                .spawn("mesh-read", Importance::Essential, read);
+        }
         let verify = dispatch::verify(Arc::clone(&endpoint), receiver);
         endpoint
             .tasks
-            .spawn("mesh-read", Importance::Essential, read);
-        endpoint
-            .tasks
             .spawn("mesh-verify", Importance::Essential, verify);
-        let alive = Arc::new(Alive(Arc::clone(&endpoint)));
         Ok(Self {
             endpoint,
+            stack: Arc::new(stack),
             _alive: alive,
         })
+    }
+
+    /// Which TCP/IP stack is in use, and why not the other.
+    #[must_use]
+    pub fn stack(&self) -> &StackInUse {
+        &self.stack
     }
 
     /// Our key.
@@ -121,7 +200,8 @@ impl Mesh {
     /// Accepts connections to `port` on all our addresses.
     ///
     /// # Errors
-    /// [`MeshError::Port`] if someone listens on it.
+    /// [`MeshError::Port`] if someone listens on it; [`MeshError::Socket`] if the kernel has no socket
+    /// for it; [`MeshError::Closed`] if the mesh is closed.
     pub fn listen(&self, port: u16) -> Result<Listener, MeshError> {
         Listener::new(Arc::clone(&self.endpoint), port)
     }
@@ -136,19 +216,17 @@ impl Mesh {
         let deadline = started + self.endpoint.ours.limits.dial_timeout;
         let record = self.resolve(remote, deadline).await?;
         let since = self.endpoint.epoch.now();
-        let (peer, id) = self.endpoint.connect(&record, remote)?;
-        // From here on, dropping it (and this future) takes the attempt back.
-        let stream = Stream::new(Arc::clone(&peer), id);
-        let mut dialed = timeout_at(started + NUDGE, poll_fn(|cx| stream.poll_connect(cx))).await;
+        let (peer, attempt) = self.attempt(&record, remote)?;
+        let mut dialed = timeout_at(started + NUDGE, attempt.dialed()).await;
         if dialed.is_err() {
             peer.session().nudge(since);
             peer.kick();
-            dialed = timeout_at(deadline, poll_fn(|cx| stream.poll_connect(cx))).await;
+            dialed = timeout_at(deadline, attempt.dialed()).await;
         }
         match dialed {
             Ok(Dialed::Connected) => {
                 count(&self.endpoint.ours.counters.dialed);
-                Ok(stream)
+                Ok(attempt.stream())
             }
             Ok(Dialed::Refused) if self.endpoint.stop.is_cancelled() => Err(DialError::Closed),
             Ok(Dialed::Refused) => Err(DialError::Refused(remote)),
@@ -165,15 +243,55 @@ impl Mesh {
             loop {
                 let notified = self.endpoint.quiet.notified();
                 if self.endpoint.is_quiet() {
-                    return;
+                    break;
                 }
                 notified.await;
+            }
+            // The kernel still sends what was written to sockets that were closed.
+            let mut pause = SETTLING_FIRST;
+            while let Some(kernel) = &self.endpoint.kernel {
+                if kernel.sockets.are_settled().unwrap_or(true) {
+                    break;
+                }
+                tokio::time::sleep(pause).await;
+                pause = SETTLING_MAX.min(pause * 2);
             }
         };
         let quiet = tokio::time::timeout(deadline, quiet).await.is_ok();
         self.endpoint.tasks.stop();
         self.endpoint.stop.cancel();
         quiet
+    }
+
+    /// Begins to connect.
+    fn attempt(
+        &self,
+        record: &PeerRecord,
+        remote: SocketAddrV6,
+    ) -> Result<(Arc<Peer>, Attempt), DialError> {
+        let Some(kernel) = &self.endpoint.kernel else {
+            let connect = |session: &mut Session| session.connect(remote);
+            let (peer, id) = self.endpoint.connect(record, remote, connect)?;
+            let stream = UserStream::new(Arc::clone(&peer), id);
+            return Ok((peer, Attempt::User(stream)));
+        };
+        let reserve = |session: &mut Session| session.reserve(*remote.ip());
+        let (peer, (number, alias)) = self.endpoint.connect(record, remote, reserve)?;
+        let place = Place::new(Arc::clone(&peer), number);
+        let begin = |socket| KernelStream::begin(socket, place, alias.address(), remote);
+        match kernel.sockets.take().and_then(begin) {
+            Ok(stream) => Ok((peer, Attempt::Kernel(stream))),
+            Err(_) if self.endpoint.stop.is_cancelled() => Err(DialError::Closed),
+            Err(error) => {
+                // It has run out of descriptors, as good as always.
+                tracing::warn!(%error, "no socket to dial with");
+                let limit = getrlimit(Resource::Nofile).current;
+                Err(DialError::Busy {
+                    what: "descriptors in this process",
+                    limit: limit.and_then(|n| n.try_into().ok()).unwrap_or(usize::MAX),
+                })
+            }
+        }
     }
 
     async fn resolve(

@@ -2,7 +2,10 @@
 //! whom, and whether it opens a TCP connection. Takes hostile bytes.
 
 use std::net::Ipv6Addr;
+use std::ops::Range;
 
+/// Where the source address is.
+pub(crate) const SOURCE: Range<usize> = 8..24;
 const IPV6_HEADER_LEN: usize = 40;
 const TCP_HEADER_LEN: usize = 20;
 const NEXT_HEADER: usize = 6;
@@ -17,6 +20,10 @@ const ACK: u8 = 0x10;
 pub(crate) struct Inner {
     pub(crate) source: Ipv6Addr,
     pub(crate) destination: Ipv6Addr,
+    /// TCP is right behind the header.
+    pub(crate) is_tcp: bool,
+    /// Bytes of it, without what follows.
+    pub(crate) len: usize,
     /// Set for a first SYN.
     pub(crate) opening: Option<Ports>,
 }
@@ -36,16 +43,15 @@ pub(crate) fn parse(bytes: &[u8]) -> Option<Inner> {
     }
     let payload_len = usize::from(u16::from_be_bytes([header[4], header[5]]));
     let payload = bytes.get(IPV6_HEADER_LEN..IPV6_HEADER_LEN + payload_len)?;
-    let source: [u8; 16] = header[8..24].try_into().ok()?;
+    let source: [u8; 16] = header[SOURCE].try_into().ok()?;
     let destination: [u8; 16] = header[24..40].try_into().ok()?;
-    let opening = if header[NEXT_HEADER] == TCP {
-        opening(payload)
-    } else {
-        None
-    };
+    let is_tcp = header[NEXT_HEADER] == TCP;
+    let opening = if is_tcp { opening(payload) } else { None };
     Some(Inner {
         source: source.into(),
         destination: destination.into(),
+        is_tcp,
+        len: IPV6_HEADER_LEN + payload_len,
         opening,
     })
 }

@@ -13,9 +13,11 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::endpoint::Endpoint;
+use crate::kernel::Link;
 use crate::session::{Outbox, Session};
 use crate::stack::ConnId;
 use crate::stats::{add, count};
+use crate::stream::UserStream;
 use crate::underlay::{TRAIN_BYTES_MAX, TRAIN_DATAGRAMS_MAX};
 use crate::{Incoming, Stream};
 
@@ -50,6 +52,8 @@ impl Epoch {
 pub(crate) struct Peer {
     pub(crate) key: MeshKey,
     pub(crate) epoch: Epoch,
+    /// The number of its link, if the kernel's stack is in use.
+    pub(crate) link: Option<u64>,
     session: Mutex<Session>,
     inbox: Mutex<Inbox>,
     kick: Notify,
@@ -72,10 +76,12 @@ struct Inbox {
 
 impl Peer {
     pub(crate) fn new(key: MeshKey, epoch: Epoch, session: Session) -> Self {
+        let link = session.link.as_ref().map(Link::number);
         let (session, inbox) = (Mutex::new(session), Mutex::default());
         Self {
             key,
             epoch,
+            link,
             session,
             inbox,
             kick: Notify::new(),
@@ -171,7 +177,7 @@ impl Peer {
             }
         }
         session.poll(&mut out, now);
-        if session.stack.is_empty() {
+        if session.is_empty() {
             endpoint.quiet.notify_waiters();
         }
         Step {
@@ -196,7 +202,7 @@ impl Peer {
     fn incoming(self: &Arc<Self>, id: ConnId) -> Option<Incoming> {
         let endpoints = self.session().stack.endpoints(id);
         // Taken over before the question is answered, so that it is let go of in any case.
-        let stream = Stream::new(Arc::clone(self), id);
+        let stream = Stream::user(UserStream::new(Arc::clone(self), id));
         let (local, remote) = endpoints?;
         Some(Incoming {
             stream,
@@ -255,7 +261,7 @@ struct Ends<'a> {
 impl Drop for Ends<'_> {
     fn drop(&mut self) {
         self.endpoint.forget(self.peer);
-        self.peer.session().stack.abort_all();
+        self.peer.session().abort_all();
         tracing::debug!("session ends");
     }
 }

@@ -26,6 +26,7 @@ use tabbify_types::MeshKey;
 
 use crate::PrivateKey;
 use crate::config::{Limits, MTU};
+use crate::kernel::{Alias, Link};
 use crate::packet;
 use crate::stack::{ConnId, ConnectError, Doors, Seat, Stack};
 use crate::stats::{Counters, count};
@@ -70,6 +71,8 @@ pub(crate) struct Outbox {
     pub(crate) accepted: Vec<(ConnId, Seat)>,
     /// Receiver indices that the peer may use from now on.
     pub(crate) indices: Vec<u32>,
+    /// For the kernel's stack, from aliases.
+    pub(crate) inner: Vec<Packet>,
 }
 
 pub(crate) struct Session {
@@ -77,6 +80,8 @@ pub(crate) struct Session {
     tunn: Tunn,
     mtu: MtuWatcher,
     pub(crate) stack: Stack,
+    /// Takes the place of the stack, which stays empty, if the kernel's is in use.
+    pub(crate) link: Option<Link>,
     /// Inner addresses that the peer may speak from.
     theirs: Vec<Ipv6Addr>,
     /// Outer addresses that the resolver names, best first.
@@ -129,6 +134,7 @@ impl Session {
             tunn,
             mtu: MtuWatcher::new(MTU),
             stack,
+            link: None,
             theirs: Vec::new(),
             candidates: Vec::new(),
             endpoint: None,
@@ -168,6 +174,15 @@ impl Session {
         self.stack.connect(self.ours.addresses[0], remote)
     }
 
+    /// Makes room for a connection in the kernel's stack, and says what the peer's address is there.
+    pub(crate) fn reserve(&mut self, address: Ipv6Addr) -> Result<(u64, Alias), ConnectError> {
+        let max = self.ours.limits.connections_per_peer;
+        let link = self.link.as_mut().ok_or(ConnectError::Unaddressable)?;
+        let alias = link.alias(address).ok_or(ConnectError::Unaddressable)?;
+        let number = link.reserve(max).ok_or(ConnectError::Full)?;
+        Ok((number, alias))
+    }
+
     /// Handshakes anew at the next poll if the peer was silent since `since`: perhaps it was
     /// restarted in place.
     pub(crate) fn nudge(&mut self, since: Instant) {
@@ -204,13 +219,14 @@ impl Session {
             (Kind::Response, TunnResult::WriteToNetwork(keepalive)) => {
                 count(&self.ours.counters.handshakes);
                 self.heard(from, now);
+                self.hold = None;
                 out.push(from, keepalive);
                 self.send_queued(out, now);
             }
             (_, TunnResult::WriteToTunnel(inner)) => {
                 self.heard(from, now);
                 self.send_queued(out, now);
-                self.inner(inner, doors, now);
+                self.inner(inner, doors, out, now);
             }
             (_, TunnResult::WriteToNetwork(_) | TunnResult::Done) => {}
             (kind, TunnResult::Err(error)) => self.count_error(kind, &error),
@@ -231,6 +247,7 @@ impl Session {
         if self.hold.is_none_or(|hold| now >= hold) {
             self.hold = None;
             self.stack.output(now);
+            self.release(out, now);
         }
         // Replies of the stack itself (a reset, an acknowledgment) are there even on hold.
         while let Some(packet) = self.stack.take() {
@@ -241,17 +258,32 @@ impl Session {
             .is_some_and(|since| now >= since + PEER_TIMEOUT)
         {
             self.unanswered = None;
-            self.stack.abort_all();
+            self.abort_all();
         }
         self.stack.sweep(&mut out.accepted, now);
     }
 
     /// When to poll again.
     pub(crate) fn poll_at(&mut self, now: Instant) -> Instant {
-        match (self.hold, self.stack.poll_at(now)) {
-            (Some(hold), Some(_)) => hold.min(self.tick),
+        let stack = self.stack.poll_at(now);
+        let held = self.link.as_ref().is_some_and(Link::is_holding);
+        match (self.hold, stack) {
+            (Some(hold), _) if stack.is_some() || held => hold.min(self.tick),
             (None, Some(stack)) => stack.min(self.tick),
-            (_, None) => self.tick,
+            (_, _) => self.tick,
+        }
+    }
+
+    /// Whether there is no connection at all.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.stack.is_empty() && self.link.as_ref().is_none_or(Link::is_empty)
+    }
+
+    /// Gives every connection up.
+    pub(crate) fn abort_all(&mut self) {
+        self.stack.abort_all();
+        if let Some(link) = &mut self.link {
+            link.abort_all();
         }
     }
 
@@ -262,18 +294,21 @@ impl Session {
         } else {
             UNCONFIRMED_TIMEOUT
         };
-        self.stack.is_empty() && now >= self.traffic + kept
+        self.is_empty() && now >= self.traffic + kept
     }
 
     fn heard(&mut self, from: SocketAddr, now: Instant) {
+        // The last words of an instance that was replaced do not end the wait for its successor.
+        if self.endpoint != Some(from) {
+            self.hold = None;
+        }
         self.endpoint = Some(from);
         self.heard = Some(now);
         self.unanswered = None;
-        self.hold = None;
         self.traffic = now;
     }
 
-    fn inner(&mut self, packet: Packet, doors: &dyn Doors, now: Instant) {
+    fn inner(&mut self, mut packet: Packet, doors: &dyn Doors, out: &mut Outbox, now: Instant) {
         if packet.is_empty() {
             return; // a keep-alive
         }
@@ -283,9 +318,59 @@ impl Session {
                 count(&counters.dropped_spoofed_source);
             }
             Some(inner) if self.ours.addresses.contains(&inner.destination) => {
-                self.stack.input(packet, &inner, doors, now);
+                let Some(link) = &mut self.link else {
+                    self.stack.input(packet, &inner, doors, now);
+                    return;
+                };
+                match link.alias(inner.source) {
+                    Some(alias) if inner.is_tcp => {
+                        packet[packet::SOURCE].copy_from_slice(&alias.address().octets());
+                        packet.truncate(inner.len);
+                        out.inner.push(packet);
+                    }
+                    _ => count(&counters.dropped_inner),
+                }
             }
             _ => count(&counters.dropped_inner),
+        }
+    }
+
+    /// Takes a packet that the kernel's stack has for the peer, padded; whether [`Self::poll_at`] may
+    /// have changed.
+    pub(crate) fn depart(&mut self, packet: BytesMut, out: &mut Outbox, now: Instant) -> bool {
+        if self.hold.is_some_and(|hold| now < hold) {
+            if let Some(link) = &mut self.link {
+                link.hold(&packet);
+            }
+            return true;
+        }
+        let tick = self.tick;
+        self.touch(out, now);
+        match self
+            .tunn
+            .encapsulate_with_session(Packet::from_bytes(packet))
+        {
+            Ok(message) => {
+                self.send(message.into(), out, now);
+                self.tick != tick
+            }
+            Err(packet) => {
+                // It will wait for keys; a copy, so that its buffer can be used again.
+                self.encapsulate(Packet::copy_from(&packet), out, now);
+                true
+            }
+        }
+    }
+
+    /// Sends what was kept from the kernel's stack while it was not known where the peer is.
+    pub(crate) fn release(&mut self, out: &mut Outbox, now: Instant) {
+        if self.hold.is_some() {
+            return;
+        }
+        let held = self.link.as_mut().filter(|link| link.is_holding());
+        for packet in held.map(Link::release).unwrap_or_default() {
+            self.touch(out, now);
+            self.encapsulate(packet, out, now);
         }
     }
 
@@ -299,13 +384,21 @@ impl Session {
     }
 
     fn emit(&mut self, packet: BytesMut, out: &mut Outbox, now: Instant) {
+        self.touch(out, now);
+        self.encapsulate(Packet::from_bytes(packet), out, now);
+    }
+
+    /// Notes that something is sent.
+    fn touch(&mut self, out: &mut Outbox, now: Instant) {
         if now >= self.traffic + TICK_HOT {
             // The engine's idea of now is that of its last tick.
             self.tick(out, now);
         }
         self.traffic = now;
         self.unanswered.get_or_insert(now);
-        let packet = Packet::from_bytes(packet);
+    }
+
+    fn encapsulate(&mut self, packet: Packet, out: &mut Outbox, now: Instant) {
         if let Some(message) = self
             .tunn
             .handle_outgoing_packet(packet, Some(&mut self.mtu))
@@ -387,5 +480,7 @@ impl Kind {
     }
 }
 
+#[cfg(test)]
+mod link_tests;
 #[cfg(test)]
 mod tests;

@@ -10,6 +10,7 @@ use std::task::{Context, Poll, ready};
 use tabbify_types::MeshKey;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::kernel::KernelStream;
 use crate::peer::Peer;
 use crate::stack::{ConnId, Dialed};
 
@@ -19,30 +20,38 @@ use crate::stack::{ConnId, Dialed};
 ///
 /// A peer that goes silent with something outstanding ends it with [`io::ErrorKind::TimedOut`]
 /// within a minute; a reset, with [`io::ErrorKind::ConnectionReset`].
-pub struct Stream {
-    peer: Arc<Peer>,
-    id: ConnId,
+pub struct Stream(Kind);
+
+enum Kind {
+    User(UserStream),
+    Kernel(KernelStream),
 }
 
 impl Stream {
-    pub(crate) const fn new(peer: Arc<Peer>, id: ConnId) -> Self {
-        Self { peer, id }
+    pub(crate) const fn user(stream: UserStream) -> Self {
+        Self(Kind::User(stream))
+    }
+
+    pub(crate) const fn kernel(stream: KernelStream) -> Self {
+        Self(Kind::Kernel(stream))
     }
 
     /// The key at the other end.
     #[must_use]
     pub fn peer(&self) -> MeshKey {
-        self.peer.key
+        match &self.0 {
+            Kind::User(stream) => stream.peer.key,
+            Kind::Kernel(stream) => stream.peer(),
+        }
     }
 
     /// Our end and the peer's, while there is a connection.
     #[must_use]
     pub fn endpoints(&self) -> Option<(SocketAddrV6, SocketAddrV6)> {
-        self.peer.session().stack.endpoints(self.id)
-    }
-
-    pub(crate) fn poll_connect(&self, cx: &mut Context<'_>) -> Poll<Dialed> {
-        self.peer.session().stack.poll_connect(self.id, cx.waker())
+        match &self.0 {
+            Kind::User(stream) => stream.peer.session().stack.endpoints(stream.id),
+            Kind::Kernel(stream) => stream.endpoints(),
+        }
     }
 }
 
@@ -52,16 +61,10 @@ impl AsyncRead for Stream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let read = self
-            .peer
-            .session()
-            .stack
-            .poll_read(self.id, buf, cx.waker());
-        let reopens_window = ready!(read)?;
-        if reopens_window {
-            self.peer.kick();
+        match &self.0 {
+            Kind::User(stream) => stream.poll_read(cx, buf),
+            Kind::Kernel(stream) => stream.poll_read(cx, buf),
         }
-        Poll::Ready(Ok(()))
     }
 }
 
@@ -79,15 +82,10 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = self
-            .peer
-            .session()
-            .stack
-            .poll_write(self.id, bufs, cx.waker());
-        if written.is_ready() {
-            self.peer.kick();
+        match &self.0 {
+            Kind::User(stream) => stream.poll_write_vectored(cx, bufs),
+            Kind::Kernel(stream) => stream.poll_write_vectored(cx, bufs),
         }
-        written
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -100,25 +98,77 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.peer.session().stack.close(self.id);
-        self.peer.kick();
+        match &self.0 {
+            Kind::User(stream) => stream.close(),
+            Kind::Kernel(stream) => stream.close(),
+        }
         Poll::Ready(Ok(()))
-    }
-}
-
-impl Drop for Stream {
-    fn drop(&mut self) {
-        let now = self.peer.epoch.now();
-        self.peer.session().stack.release(self.id, now);
-        self.peer.kick();
     }
 }
 
 impl fmt::Debug for Stream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Stream")
-            .field("peer", &self.peer.key)
-            .field("id", &self.id)
+            .field("peer", &self.peer())
+            .field("endpoints", &self.endpoints())
             .finish()
+    }
+}
+
+/// One in the session's own stack.
+pub(crate) struct UserStream {
+    peer: Arc<Peer>,
+    id: ConnId,
+}
+
+impl UserStream {
+    pub(crate) const fn new(peer: Arc<Peer>, id: ConnId) -> Self {
+        Self { peer, id }
+    }
+
+    pub(crate) fn poll_connect(&self, cx: &mut Context<'_>) -> Poll<Dialed> {
+        self.peer.session().stack.poll_connect(self.id, cx.waker())
+    }
+
+    fn poll_read(&self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let read = self
+            .peer
+            .session()
+            .stack
+            .poll_read(self.id, buf, cx.waker());
+        let reopens_window = ready!(read)?;
+        if reopens_window {
+            self.peer.kick();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_write_vectored(
+        &self,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = self
+            .peer
+            .session()
+            .stack
+            .poll_write(self.id, bufs, cx.waker());
+        if written.is_ready() {
+            self.peer.kick();
+        }
+        written
+    }
+
+    fn close(&self) {
+        self.peer.session().stack.close(self.id);
+        self.peer.kick();
+    }
+}
+
+impl Drop for UserStream {
+    fn drop(&mut self) {
+        let now = self.peer.epoch.now();
+        self.peer.session().stack.release(self.id, now);
+        self.peer.kick();
     }
 }

@@ -6,13 +6,14 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket as StdUdpSocket};
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
     self, ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, sockopt,
 };
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
@@ -20,23 +21,54 @@ use tokio::net::UdpSocket;
 pub(crate) const TRAIN_BYTES_MAX: usize = 65_000;
 /// LIMIT: datagrams of one train; that of the oldest kernels with `UDP_SEGMENT`.
 pub(crate) const TRAIN_DATAGRAMS_MAX: usize = 64;
+/// Bytes that a received train takes at most.
+pub(crate) const TRAIN_ROOM: usize = 65_536;
+/// LIMIT: how long, in milliseconds and each time, a thread waits for room in the socket, and how
+/// often before it drops a train.
+const ROOM_WAIT_MS: u8 = 50;
+const ROOM_WAITS_MAX: usize = 4;
 /// LIMIT: what the kernel may hold for us, each way, if `net.core.{r,w}mem_max` allows it. With the
 /// default of 208 KiB a burst of two connections is lost.
 const SOCKET_BUFFER_BYTES: usize = 4 * 1024 * 1024;
 
 #[derive(Debug)]
 pub(crate) struct Underlay {
-    socket: UdpSocket,
+    socket: Socket,
     /// Bound to IPv6, so that IPv4 addresses travel in their mapped form.
     v6: bool,
     /// Cleared when the kernel or the device turns out not to cut trains.
     segments: AtomicBool,
 }
 
+/// Who waits for the socket.
+#[derive(Debug)]
+enum Socket {
+    /// The runtime.
+    Watched(UdpSocket),
+    /// A thread of its own: the runtime would be woken for every train, for nothing.
+    Alone(StdUdpSocket),
+}
+
+/// Room for what the kernel says about a train.
+pub(crate) struct Control(Vec<u8>);
+
+impl Default for Control {
+    fn default() -> Self {
+        Self(nix::cmsg_space!(i32))
+    }
+}
+
+/// What was sent of a train.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Sent {
+    pub(crate) datagrams: usize,
+    pub(crate) bytes: usize,
+}
+
 /// Where [`Underlay::receive`] puts what arrived.
 pub(crate) struct Arrivals {
     buffer: Box<[u8]>,
-    control: Vec<u8>,
+    control: Control,
     len: usize,
     segment: usize,
 }
@@ -44,8 +76,8 @@ pub(crate) struct Arrivals {
 impl Arrivals {
     pub(crate) fn new() -> Self {
         Self {
-            buffer: vec![0; 65_536].into_boxed_slice(),
-            control: nix::cmsg_space!(i32),
+            buffer: vec![0; TRAIN_ROOM].into_boxed_slice(),
+            control: Control::default(),
             len: 0,
             segment: 1,
         }
@@ -63,6 +95,15 @@ impl Arrivals {
 }
 
 impl Underlay {
+    /// The same, for the runtime to wait for.
+    pub(crate) fn watched(mut self) -> io::Result<Self> {
+        if let Socket::Alone(socket) = self.socket {
+            self.socket = Socket::Watched(UdpSocket::from_std(socket)?);
+        }
+        Ok(self)
+    }
+
+    /// A socket for a thread that calls [`Self::receive_now`].
     pub(crate) fn bind(address: SocketAddr) -> io::Result<Self> {
         let socket = StdUdpSocket::bind(address)?;
         socket.set_nonblocking(true)?;
@@ -71,30 +112,55 @@ impl Underlay {
         let _ = socket::setsockopt(&socket, sockopt::SndBuf, &SOCKET_BUFFER_BYTES);
         let _ = socket::setsockopt(&socket, sockopt::UdpGroSegment, &true);
         Ok(Self {
-            socket: UdpSocket::from_std(socket)?,
+            socket: Socket::Alone(socket),
             v6: address.is_ipv6(),
             segments: AtomicBool::new(true),
         })
     }
 
     pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.socket.local_addr()
+        match &self.socket {
+            Socket::Watched(socket) => socket.local_addr(),
+            Socket::Alone(socket) => socket.local_addr(),
+        }
     }
 
     /// Waits for a train; returns who sent it.
     pub(crate) async fn receive(&self, arrivals: &mut Arrivals) -> io::Result<SocketAddr> {
-        self.socket
-            .async_io(Interest::READABLE, || self.receive_now(arrivals))
-            .await
+        let receive = || {
+            arrivals.len = 0;
+            let (from, len, segment) =
+                self.receive_now(&mut arrivals.buffer, &mut arrivals.control)?;
+            (arrivals.len, arrivals.segment) = (len, segment);
+            Ok(from)
+        };
+        self.when(Interest::READABLE, receive).await
     }
 
-    fn receive_now(&self, arrivals: &mut Arrivals) -> io::Result<SocketAddr> {
-        arrivals.len = 0;
-        let mut slices = [IoSliceMut::new(&mut arrivals.buffer)];
+    /// Does it when the socket is ready; at once, ready or not, if the runtime does not watch it.
+    async fn when<T>(
+        &self,
+        interest: Interest,
+        mut act: impl FnMut() -> io::Result<T>,
+    ) -> io::Result<T> {
+        match &self.socket {
+            Socket::Watched(socket) => socket.async_io(interest, act).await,
+            Socket::Alone(_) => act(),
+        }
+    }
+
+    /// Takes a train if one is there: who sent it, its bytes, those of each datagram but the last. For
+    /// a thread that waits for the socket itself.
+    pub(crate) fn receive_now(
+        &self,
+        buffer: &mut [u8],
+        control: &mut Control,
+    ) -> io::Result<(SocketAddr, usize, usize)> {
+        let mut slices = [IoSliceMut::new(buffer)];
         let message = socket::recvmsg::<SockaddrStorage>(
-            self.socket.as_raw_fd(),
+            self.as_fd().as_raw_fd(),
             &mut slices,
-            Some(&mut arrivals.control),
+            Some(&mut control.0),
             MsgFlags::empty(),
         )?;
         let segment = message.cmsgs()?.find_map(|control| match control {
@@ -102,9 +168,8 @@ impl Underlay {
             _ => None,
         });
         let from = message.address.and_then(|address| from_storage(&address));
-        arrivals.len = message.bytes;
-        arrivals.segment = segment.unwrap_or(message.bytes).max(1);
-        from.ok_or_else(|| io::ErrorKind::InvalidData.into())
+        let from = from.ok_or(io::ErrorKind::InvalidData)?;
+        Ok((from, message.bytes, segment.unwrap_or(message.bytes).max(1)))
     }
 
     /// Sends a train of datagrams of `segment` bytes, waiting while the kernel has no room.
@@ -116,10 +181,7 @@ impl Underlay {
     ) -> io::Result<()> {
         if train.len() > segment && self.segments.load(Ordering::Relaxed) {
             match self.send_one(to, train, Some(segment)).await {
-                Err(error) if means_no_offload(&error) => {
-                    tracing::info!(%error, "the kernel does not segment UDP, sending one by one");
-                    self.segments.store(false, Ordering::Relaxed);
-                }
+                Err(error) if self.must_uncouple(&error) => {}
                 result => return result,
             }
         }
@@ -135,27 +197,109 @@ impl Underlay {
         bytes: &[u8],
         segment: Option<usize>,
     ) -> io::Result<()> {
-        let to = SockaddrStorage::from(match to {
-            SocketAddr::V4(v4) if self.v6 => {
-                SocketAddr::from((v4.ip().to_ipv6_mapped(), v4.port()))
+        let to = self.storage(to);
+        let send = || self.try_send(&to, &[IoSlice::new(bytes)], segment);
+        self.when(Interest::WRITABLE, send).await
+    }
+
+    /// The same for a thread that may wait, and for datagrams that lie apart: all of `segment` bytes,
+    /// the last may be shorter. Tells how many were sent.
+    pub(crate) fn send_now(&self, to: SocketAddr, train: &[IoSlice<'_>], segment: usize) -> Sent {
+        let to = self.storage(to);
+        let bytes = |datagrams: &[IoSlice<'_>]| datagrams.iter().map(|slice| slice.len()).sum();
+        let all = Sent {
+            datagrams: train.len(),
+            bytes: bytes(train),
+        };
+        if train.len() > 1 && self.segments.load(Ordering::Relaxed) {
+            match self.send_waiting(&to, train, Some(segment)) {
+                Ok(()) => return all,
+                Err(error) if self.must_uncouple(&error) => {}
+                Err(_) => return Sent::default(),
             }
-            to => to,
-        });
+        }
+        let mut sent = Sent::default();
+        for datagram in train.chunks(1) {
+            if self.send_waiting(&to, datagram, None).is_ok() {
+                sent.datagrams += 1;
+                sent.bytes += bytes(datagram);
+            }
+        }
+        sent
+    }
+
+    fn send_waiting(
+        &self,
+        to: &SockaddrStorage,
+        train: &[IoSlice<'_>],
+        segment: Option<usize>,
+    ) -> io::Result<()> {
+        let mut waits = 0;
+        loop {
+            match self.try_send(to, train, segment) {
+                Err(error)
+                    if error.kind() == io::ErrorKind::WouldBlock && waits < ROOM_WAITS_MAX =>
+                {
+                    waits += 1;
+                    let mut fds = [PollFd::new(self, PollFlags::OUT)];
+                    let timeout = Timespec {
+                        tv_sec: 0,
+                        tv_nsec: i64::from(ROOM_WAIT_MS) * 1_000_000,
+                    };
+                    // Whatever it says, the next attempt shows.
+                    let _ = poll(&mut fds, Some(&timeout));
+                }
+                sent => return sent,
+            }
+        }
+    }
+
+    fn try_send(
+        &self,
+        to: &SockaddrStorage,
+        train: &[IoSlice<'_>],
+        segment: Option<usize>,
+    ) -> io::Result<()> {
         let segment = segment.and_then(|segment| u16::try_from(segment).ok());
         let control: Option<[ControlMessage<'_>; 1]> = segment
             .as_ref()
             .map(|segment| [ControlMessage::UdpGsoSegments(segment)]);
         let control = control.as_ref().map_or(&[][..], |control| &control[..]);
-        let fd = self.socket.as_raw_fd();
-        let send = || {
-            let slices = [IoSlice::new(bytes)];
-            socket::sendmsg(fd, &slices, control, MsgFlags::empty(), Some(&to))
-                .map_err(io::Error::from)
-        };
-        self.socket
-            .async_io(Interest::WRITABLE, send)
-            .await
-            .map(drop)
+        let fd = self.as_fd().as_raw_fd();
+        socket::sendmsg(fd, train, control, MsgFlags::empty(), Some(to))?;
+        Ok(())
+    }
+
+    fn storage(&self, to: SocketAddr) -> SockaddrStorage {
+        SockaddrStorage::from(match to {
+            SocketAddr::V4(v4) if self.v6 => {
+                SocketAddr::from((v4.ip().to_ipv6_mapped(), v4.port()))
+            }
+            to => to,
+        })
+    }
+
+    /// Whether a train failed where single datagrams would not.
+    fn must_uncouple(&self, error: &io::Error) -> bool {
+        // The path takes no datagrams of this size: alone, each is cut by the kernel.
+        if error.raw_os_error() == Some(Errno::EMSGSIZE as i32) {
+            return true;
+        }
+        let never = means_no_offload(error);
+        if never {
+            tracing::info!(%error, "the kernel does not segment UDP, sending one by one");
+            self.segments.store(false, Ordering::Relaxed);
+        }
+        never
+    }
+}
+
+impl AsFd for Underlay {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.socket {
+            Socket::Watched(socket) => socket.as_fd(),
+            Socket::Alone(socket) => socket.as_fd(),
+        }
     }
 }
 
@@ -182,8 +326,12 @@ fn from_storage(address: &SockaddrStorage) -> Option<SocketAddr> {
 mod tests {
     use super::*;
 
+    fn bind(address: SocketAddr) -> io::Result<Underlay> {
+        Underlay::bind(address)?.watched()
+    }
+
     async fn pass(segments: bool) -> io::Result<Vec<Vec<u8>>> {
-        let (a, b) = (Underlay::bind(loopback())?, Underlay::bind(loopback())?);
+        let (a, b) = (bind(loopback())?, bind(loopback())?);
         a.segments.store(segments, Ordering::Relaxed);
         let train: Vec<u8> = (0..=254).cycle().take(20 * 1452 + 100).collect();
         a.send(b.local_addr()?, &train, 1452).await?;
@@ -210,9 +358,30 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_thread_sends_what_lies_apart() {
+        for segments in [true, false] {
+            let (a, b) = (
+                Underlay::bind(loopback()).unwrap(),
+                bind(loopback()).unwrap(),
+            );
+            a.segments.store(segments, Ordering::Relaxed);
+            let datagrams = [vec![1; 100], vec![2; 100], vec![3; 7]];
+            let slices: Vec<IoSlice<'_>> = datagrams.iter().map(|d| IoSlice::new(d)).collect();
+            let sent = a.send_now(b.local_addr().unwrap(), &slices, 100);
+            assert_eq!((sent.datagrams, sent.bytes), (3, 207));
+            let (mut arrivals, mut got) = (Arrivals::new(), Vec::new());
+            while got.len() < 3 {
+                b.receive(&mut arrivals).await.unwrap();
+                got.extend(arrivals.datagrams().map(<[u8]>::to_vec));
+            }
+            assert_eq!(got, datagrams);
+        }
+    }
+
+    #[tokio::test]
     async fn one_socket_for_both_families() {
-        let both = Underlay::bind(SocketAddr::from(([0; 16], 0))).unwrap();
-        let v4 = Underlay::bind(loopback()).unwrap();
+        let both = bind(SocketAddr::from(([0; 16], 0))).unwrap();
+        let v4 = bind(loopback()).unwrap();
         let port = both.local_addr().unwrap().port();
         let mut arrivals = Arrivals::new();
         let to = SocketAddr::from(([127, 0, 0, 1], port));
