@@ -25,12 +25,20 @@ struct Fixture {
     kinds: usize,
 }
 
-const FIXTURES: [Fixture; 1] = [Fixture {
-    name: "log-v1",
-    head: 90,
-    digest: "d55fbd2d70b7dadb5a6839f9be08a3a31118f0c310af5d42ad5bb8c56ce9848d",
-    kinds: 71,
-}];
+const FIXTURES: [Fixture; 2] = [
+    Fixture {
+        name: "log-v1",
+        head: 90,
+        digest: "d55fbd2d70b7dadb5a6839f9be08a3a31118f0c310af5d42ad5bb8c56ce9848d",
+        kinds: 71,
+    },
+    Fixture {
+        name: "log-v2",
+        head: 94,
+        digest: "8ab0c35b1d7adac7ee9b96b558a7225054172b65760c2d56053a25be381a192b",
+        kinds: 75,
+    },
+];
 
 async fn read(dir: &Path) -> anyhow::Result<Vec<Arc<Recorded>>> {
     let log = Log::open(dir, Options::new(Arc::new(SystemClock)))?;

@@ -1,9 +1,10 @@
 //! The project's own commands, run as `cargo xtask <command>`.
 //!
-//! Reading order: [`demo`] is what a newcomer runs, [`test`] is what CI runs, [`setup`] installs
-//! what both need.
+//! Reading order: [`demo`] is what a newcomer runs, [`test`] is what CI runs, [`bench`] measures,
+//! [`setup`] installs what they need.
 #![expect(clippy::print_stdout, reason = "a command for people")]
 
+mod bench;
 mod demo;
 mod run;
 mod setup;
@@ -34,6 +35,17 @@ enum Command {
         #[arg(long)]
         long: bool,
     },
+    /// Measure ours beside what people would run instead, and print the table
+    Bench {
+        /// What to measure: log, mesh
+        name: String,
+        /// Fail when a ratio's aim does not hold
+        #[arg(long)]
+        check: bool,
+        /// For the measuring program, behind `--`
+        #[arg(last = true)]
+        more: Vec<String>,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
@@ -41,5 +53,6 @@ fn main() -> anyhow::Result<()> {
         Command::Demo { once } => demo::demo(once),
         Command::Check => test::check(),
         Command::Test { long } => test::test(long),
+        Command::Bench { name, check, more } => bench::bench(&name, check, &more),
     }
 }

@@ -48,6 +48,30 @@ pub(crate) fn tools() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The server that the tests of the log start. Without it they say that they did not run.
+pub(crate) fn postgresql() {
+    let installed =
+        std::fs::read_dir("/usr/lib/postgresql").is_ok_and(|mut dir| dir.next().is_some());
+    if installed || works(&["which", "initdb"]) {
+        return;
+    }
+    if let Err(error) = apt(&["postgresql"]) {
+        println!("the tests of the log in PostgreSQL will not run: {error:#}");
+    }
+}
+
+/// Programs that are looked for and installed with their packages if they are missing.
+pub(crate) fn programs(wanted: &[(&str, &str)]) -> anyhow::Result<()> {
+    let missing = wanted
+        .iter()
+        .filter(|(program, _)| !works(&["which", program]));
+    let missing: Vec<&str> = missing.map(|(_, package)| *package).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    apt(&missing).with_context(|| format!("{} is missing", missing.join(", ")))
+}
+
 fn apt(packages: &[&str]) -> anyhow::Result<()> {
     if !works(&["apt-get", "--version"]) || output(&["id", "-u"])?.trim() != "0" {
         bail!("install with your package manager: {}", packages.join(" "));

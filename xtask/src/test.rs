@@ -34,6 +34,7 @@ pub(crate) fn test(long: bool) -> anyhow::Result<()> {
     setup::compiler()?;
     setup::wasm_target()?;
     setup::tools()?;
+    setup::postgresql();
     format()?;
     step(&[
         "cargo",
@@ -50,9 +51,12 @@ pub(crate) fn test(long: bool) -> anyhow::Result<()> {
     // Everything in one go: with the same features as the tests, so that no dependency is built
     // twice, and with the programs that the end-to-end tests start.
     step(&["cargo", "build", "--workspace", "--all-targets"])?;
-    step(&["cargo", "nextest", "run", "--workspace", "--no-fail-fast"])?;
-    step(&["cargo", "test", "--workspace", "--doc", "--quiet"])?;
     let length = if long { "long" } else { "bounded" };
+    step_with(
+        &["cargo", "nextest", "run", "--workspace", "--no-fail-fast"],
+        &[("TABBIFY_TEST_LENGTH", length)],
+    )?;
+    step(&["cargo", "test", "--workspace", "--doc", "--quiet"])?;
     step_with(
         &[
             "cargo",

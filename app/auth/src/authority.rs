@@ -5,93 +5,118 @@
 //! | token | `tabbify-api` | 15 min | programs, as bearer |
 //! | ticket | `tabbify-ticket:<app>` | 60 s, once | a link that opens a browser |
 //! | session | `tabbify-session:<app>` | 12 h | a cookie of the app's own host |
+//! | console session | `tabbify-console` | 12 h | a cookie of the console |
 //!
-//! All three are signed tokens of the caller's kind; their audiences keep them apart.
+//! All four are signed tokens of the caller's kind; their audiences keep them apart.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tabbify_api::BoxFuture;
+use tabbify_api::auth::issue::API_AUDIENCE;
+use tabbify_api::auth::people::Role;
 use tabbify_api::auth::{self, AuthError, Authority, Identity, IssuedToken};
-use tabbify_api::log::{Append, AppendError, Delivery, EventLog, LogScope, ReadError, Subscribe};
+use tabbify_api::log::{Append, AppendError, EventLog, Expect, LogScope};
 use tabbify_process::{Clock, Importance, Tasks, chain};
-use tabbify_token::{Claims, Kind, OwnerProof, Scope, Signer, TokenError, Verifier};
+use tabbify_token::{Claims, Kind, LEEWAY, OwnerProof, PlatformId, Scope, Signer, Verifier};
 use tabbify_types::event::v1::TokenIssued;
 use tabbify_types::event::{Event, EventError};
-use tabbify_types::{AppId, EventId, NewEvent, Segment, SigningKeyId, Tenant, Timestamp};
-use tokio::sync::watch;
+use tabbify_types::{AppId, EventId, NewEvent, Position, Segment, SigningKeyId, Tenant, Timestamp};
 
-use crate::once::{Failures, Once, Use};
-use crate::state::{FoldError, State};
+use crate::checker::{CALLERS, Checker, FollowError, refused, session_audience, ticket_audience};
+use crate::issuers::IssuerKeys;
+use crate::keyring::Keyring;
+use crate::limits::Limiter;
+use crate::once::{Once, Use};
+use crate::password::{Cost, Passwords};
+use crate::refusals::Refusals;
+use crate::state::State;
 use crate::{Keys, OWNER};
-
-/// Who accepts bearer tokens.
-pub const API_AUDIENCE: &str = "tabbify-api";
 
 /// Life of a token that a proof was exchanged for.
 const TOKEN_LIFE: Duration = Duration::from_secs(15 * 60);
 /// Life of a ticket: the time between a click and the page that it opens.
 const TICKET_LIFE: Duration = Duration::from_secs(60);
-/// Life of a browser's session with one app.
-const SESSION_LIFE: Duration = Duration::from_secs(12 * 3600);
+/// Life of a browser's session with one app or with the console.
+pub(crate) const SESSION_LIFE: Duration = Duration::from_secs(12 * 3600);
 
-/// Kinds whose holders may call the platform's interfaces.
-const CALLERS: &[Kind] = &[Kind::User, Kind::Agent];
+/// LIMIT: failures of one source that get their reason at once, and how fast they are forgiven.
+const SOURCE_BURST: u32 = 20;
+const SOURCE_REFILL: Duration = Duration::from_secs(3);
+/// LIMIT: wrong passwords for one name from one source. Whoever forgot theirs has five tries, and then
+/// one every half minute.
+const PAIR_BURST: u32 = 5;
+const PAIR_REFILL: Duration = Duration::from_secs(30);
+/// LIMIT: wrong passwords for one name from everywhere: what is left to somebody with many addresses.
+/// It shuts the name's owner out of signing in by password while it lasts, and of nothing else.
+const SUBJECT_BURST: u32 = 50;
+const SUBJECT_REFILL: Duration = Duration::from_secs(10);
+
+/// How the issuer works.
+#[derive(Debug)]
+pub struct Config {
+    /// The keys that sign.
+    pub issuers: IssuerKeys,
+    /// Where the keys of subjects are; without, nobody has a password and nobody is invited.
+    pub subjects: Option<PathBuf>,
+    /// What a new password hash costs.
+    pub password: Cost,
+    /// How often refused sign-ins are written down, where there were any.
+    pub refusals_every: Duration,
+}
+
+impl Config {
+    /// With these keys, and everything else as it is by default.
+    #[must_use]
+    pub fn of(keys: &Keys) -> Self {
+        Self {
+            issuers: IssuerKeys::of(keys),
+            subjects: keys.dir.as_ref().map(|dir| dir.join("subjects")),
+            password: Cost::RECOMMENDED,
+            refusals_every: Duration::from_secs(60),
+        }
+    }
+}
 
 /// Why auth cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The log cannot be read.
-    #[error("the log cannot be read")]
-    Read(#[source] ReadError),
     /// The log cannot be followed.
-    #[error("the log cannot be followed")]
-    Fold(#[source] FoldError),
-    /// The log has no platform.
-    #[error("the log is empty: it is not a platform yet")]
-    NoPlatform,
-    /// The issuer key on disk is not one that counts.
-    #[error("issuer key {kid} on disk is not valid in the log: restore the newer key file")]
+    #[error("what auth knows cannot be read from the log")]
+    Follow(#[source] FollowError),
+    /// No issuer key of this machine counts.
+    #[error("issuer key {kid} counts in the log and is not on this machine: restore its file")]
     IssuerKey {
-        /// Its id.
+        /// The newest that counts.
         kid: SigningKeyId,
     },
 }
 
 /// The issuer. Clones are the same one.
 #[derive(Debug, Clone)]
-pub struct Auth(Arc<Inner>);
+pub struct Auth(pub(crate) Arc<Inner>);
 
 #[derive(Debug)]
-struct Inner {
-    log: Arc<dyn EventLog>,
-    signer: Signer,
+pub(crate) struct Inner {
+    pub(crate) log: Arc<dyn EventLog>,
+    pub(crate) checker: Checker,
+    pub(crate) issuers: IssuerKeys,
+    pub(crate) keyring: Option<Keyring>,
+    pub(crate) passwords: Passwords,
+    pub(crate) by_source: Limiter,
+    pub(crate) by_pair: Limiter,
+    pub(crate) by_subject: Limiter,
+    pub(crate) refusals: Refusals,
+    first: Signer,
     clock: Arc<dyn Clock>,
-    view: watch::Receiver<Arc<View>>,
     proofs: Once,
     tickets: Once,
-    failures: Failures,
-}
-
-/// What every verification reads: the state, and the verifier made of it once.
-#[derive(Debug)]
-struct View {
-    state: State,
-    verifier: Verifier,
-}
-
-impl View {
-    fn of(state: &State) -> Result<Arc<Self>, StartError> {
-        let verifier = state.verifier().ok_or(StartError::NoPlatform)?;
-        Ok(Arc::new(Self {
-            state: state.clone(),
-            verifier,
-        }))
-    }
 }
 
 impl Auth {
-    /// Replays the log, then follows it in the task `auth-follow`.
+    /// Replays the log, then follows it in the task `auth-follow`; `auth-refusals` writes down how
+    /// many sign-ins were refused.
     ///
     /// # Errors
     /// [`StartError`]; call [`crate::bootstrap()`] before.
@@ -101,44 +126,59 @@ impl Auth {
         clock: Arc<dyn Clock>,
         tasks: &Tasks,
     ) -> Result<Self, StartError> {
-        let mut state = State::default();
-        let mut events = log
-            .subscribe(State::filter(), state.position())
-            .map_err(StartError::Read)?;
-        loop {
-            match events.next().await.map_err(StartError::Read)? {
-                Delivery::Event(event) => {
-                    state.apply(&event).map_err(StartError::Fold)?;
-                }
-                Delivery::CaughtUp(_) => break,
-                Delivery::Progress(_) => {}
-            }
-        }
-        let view = View::of(&state)?;
-        let platform = view.verifier.platform().clone();
-        let kid = keys.issuer.id();
-        if !view.verifier.keys().contains_key(&kid) {
+        Self::open(log, Config::of(keys), clock, tasks).await
+    }
+
+    /// As [`Auth::start`], with everything said.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub async fn open(
+        log: Arc<dyn EventLog>,
+        config: Config,
+        clock: Arc<dyn Clock>,
+        tasks: &Tasks,
+    ) -> Result<Self, StartError> {
+        let checker = Checker::start(Arc::clone(&log), Arc::clone(&clock), tasks).await;
+        let checker = checker.map_err(StartError::Follow)?;
+        let platform = checker.verifier().platform().clone();
+        let counting = checker.with_state(|state| state.issuers().to_vec());
+        let Some(first) = config.issuers.signer(&platform, &counting) else {
+            let newest = counting.last().map(|key| key.bytes().id());
+            let kid = newest.ok_or(StartError::Follow(FollowError::NoPlatform))?;
             return Err(StartError::IssuerKey { kid });
-        }
-        tracing::info!(role = "auth", platform = %platform, position = %state.position(), "replayed");
-        let (publish, view) = watch::channel(view);
-        let stop = tasks.token();
-        tasks.spawn("auth-follow", Importance::Essential, async move {
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = follow(events, state, publish) => {}
-            }
-        });
+        };
+        let position = checker.with_state(State::position);
+        tracing::info!(role = "auth", %platform, %position, "replayed");
         let now = clock.now();
-        Ok(Self(Arc::new(Inner {
-            signer: Signer::new(keys.issuer.clone(), platform),
+        let auth = Self(Arc::new(Inner {
             log,
+            checker,
+            issuers: config.issuers,
+            keyring: config.subjects.map(Keyring::new),
+            passwords: Passwords::new(config.password),
+            by_source: Limiter::new(SOURCE_BURST, SOURCE_REFILL),
+            by_pair: Limiter::new(PAIR_BURST, PAIR_REFILL),
+            by_subject: Limiter::new(SUBJECT_BURST, SUBJECT_REFILL),
+            refusals: Refusals::default(),
+            first,
             clock,
-            view,
             proofs: Once::new(now),
             tickets: Once::new(now),
-            failures: Failures::new(now),
-        })))
+        }));
+        auth.destroy_erased().await;
+        let (inner, stop, every) = (Arc::clone(&auth.0), tasks.token(), config.refusals_every);
+        tasks.spawn("auth-refusals", Importance::Detached, async move {
+            while stop
+                .run_until_cancelled(tokio::time::sleep(every))
+                .await
+                .is_some()
+            {
+                inner.write_refusals().await;
+            }
+            inner.write_refusals().await;
+        });
+        Ok(auth)
     }
 
     /// What auth may do in the log, [`crate::bootstrap()`] included: read and write its own two
@@ -153,67 +193,126 @@ impl Auth {
         }
     }
 
-    /// Signs as this platform's issuer: leases, in the coordinator of the same process.
+    /// Signs as this platform's issuer: leases, in the coordinator of the same process. Take a new one
+    /// for every signature: the key that signs changes with a rotation.
     #[must_use]
     pub fn signer(&self) -> Signer {
-        self.0.signer.clone()
+        self.0.signer().unwrap_or_else(|| self.0.first.clone())
     }
 
-    /// Verifies with the issuer keys that count now. Take a new one after a rotation.
+    /// Verifies with the issuer keys that count now, and refuses what is revoked now. Take a new one
+    /// for every token.
     #[must_use]
     pub fn verifier(&self) -> Verifier {
-        self.0.view().verifier.clone()
+        self.0.checker.verifier()
+    }
+
+    /// Checks tokens of every kind, and tells of revocations.
+    #[must_use]
+    pub fn checker(&self) -> Checker {
+        self.0.checker.clone()
+    }
+
+    /// A token for a role that the caller starts in this process or beside it: who may start roles may
+    /// have their tokens. It is on record like any other, and lives for a day or until it is renewed.
+    ///
+    /// # Errors
+    /// [`AuthError::Unavailable`].
+    pub async fn service_token(
+        &self,
+        role: &str,
+        scopes: &[&str],
+        audience: &str,
+    ) -> Result<IssuedToken, AuthError> {
+        let inner = &self.0;
+        let scopes = scopes.iter().map(|scope| scope.parse());
+        let scopes = scopes.collect::<Result<_, _>>();
+        let scopes =
+            scopes.map_err(|error: tabbify_token::claims::ScopeError| unavailable(&error))?;
+        let draft = Draft {
+            kind: Kind::Service,
+            sub: format!("service:{role}"),
+            tenant: Tenant::system(),
+            aud: audience.to_owned(),
+            life: Kind::Service.life_max(),
+        };
+        let claims = Claims {
+            scopes,
+            ..inner.claims(draft, EventId::mint())
+        };
+        inner.publish(&claims, Some(OWNER)).await
+    }
+
+    /// As [`Authority::exchange`], for somebody at `source`, such as an address.
+    ///
+    /// # Errors
+    /// [`AuthError`].
+    pub async fn exchange_from(&self, proof: &str, source: &str) -> Result<IssuedToken, AuthError> {
+        let inner = &self.0;
+        let answer = inner.exchange(proof).await;
+        if matches!(answer, Ok(_) | Err(AuthError::Unavailable(_))) {
+            return answer;
+        }
+        // A valid proof is never refused for the failures of others: nobody can guess a signature,
+        // so the limit is there for the log and the processor.
+        let now = inner.now();
+        let told = inner.by_source.take(source, now);
+        inner.refusals.count("proof", None, !told, now);
+        if told {
+            answer
+        } else {
+            Err(AuthError::RateLimited)
+        }
+    }
+
+    /// Writes down now how many sign-ins were refused since the last time.
+    pub async fn write_refusals(&self) {
+        self.0.write_refusals().await;
     }
 }
 
-/// Keeps the view current; returns when the log cannot be followed any more.
-async fn follow(
-    mut events: Box<dyn Subscribe>,
-    mut state: State,
-    publish: watch::Sender<Arc<View>>,
-) {
-    loop {
-        let event = match events.next().await {
-            Ok(Delivery::Event(event)) => event,
-            Ok(Delivery::CaughtUp(_) | Delivery::Progress(_)) => continue,
-            Err(error) => {
-                tracing::error!(role = "auth", error = %chain(&error), "the log cannot be read");
-                return;
-            }
-        };
-        let changed = match state.apply(&event) {
-            Ok(changed) => changed,
-            Err(error) => {
-                tracing::error!(role = "auth", error = %chain(&error), "the log cannot be followed");
-                return;
-            }
-        };
-        if changed && let Ok(view) = View::of(&state) {
-            publish.send_replace(view);
-        }
-    }
+/// The beginning of a token.
+#[derive(Debug)]
+pub(crate) struct Draft {
+    pub(crate) kind: Kind,
+    pub(crate) sub: String,
+    pub(crate) tenant: Tenant,
+    pub(crate) aud: String,
+    pub(crate) life: Duration,
 }
 
 impl Inner {
-    fn view(&self) -> Arc<View> {
-        Arc::clone(&self.view.borrow())
+    pub(crate) fn now(&self) -> Timestamp {
+        self.clock.now()
     }
 
-    /// Checks a proof and answers with whose it is.
-    fn check_proof(&self, proof: &str, now: Timestamp) -> Result<(String, Tenant), AuthError> {
-        let view = self.view();
-        let key_of = |kid: &SigningKeyId| view.state.user_by_key(kid)?.key.as_ref();
-        let (proof, kid) = OwnerProof::verify(proof, view.verifier.platform(), now, key_of)
-            .map_err(|error| refused(&error))?;
-        let user = view
-            .state
-            .user_by_key(&kid)
-            .filter(|user| user.subject == proof.sub);
-        let user =
-            user.ok_or_else(|| AuthError::Invalid("the key is another user's".to_owned()))?;
+    pub(crate) fn signer(&self) -> Option<Signer> {
+        let platform = self.first.platform();
+        self.checker
+            .with_state(|state| self.issuers.signer(platform, state.issuers()))
+    }
+
+    pub(crate) fn platform(&self) -> &PlatformId {
+        self.first.platform()
+    }
+
+    /// Checks a proof and answers with whose it is, and under which id it counts once.
+    pub(crate) fn check_proof(&self, proof: &str) -> Result<(String, Tenant, EventId), AuthError> {
+        let now = self.now();
+        let (proof, kid, tenant) = self.checker.with_state(|state| {
+            let key_of = |kid: &SigningKeyId| state.user_by_key(kid)?.key.as_ref();
+            let (proof, kid) = OwnerProof::verify(proof, self.platform(), now, key_of)
+                .map_err(|error| refused(&error))?;
+            let user = state
+                .user_by_key(&kid)
+                .filter(|user| user.subject == proof.sub);
+            let user =
+                user.ok_or_else(|| AuthError::Invalid("the key is another user's".to_owned()))?;
+            Ok::<_, AuthError>((proof, kid, user.tenant.clone()))
+        })?;
         let id = format!("{kid}/{}", proof.jti);
         self.use_once(&self.proofs, &id, proof.iat, proof.exp)?;
-        Ok((user.subject.clone(), user.tenant.clone()))
+        Ok((proof.sub, tenant, once_under(&format!("proof/{id}"))))
     }
 
     fn use_once(
@@ -223,7 +322,7 @@ impl Inner {
         made: Timestamp,
         exp: Timestamp,
     ) -> Result<(), AuthError> {
-        match once.used(id, made, exp, self.clock.now()) {
+        match once.used(id, made, exp, self.now()) {
             Use::First => Ok(()),
             Use::Again => Err(AuthError::Replayed),
             Use::Full => Err(AuthError::RateLimited),
@@ -231,202 +330,249 @@ impl Inner {
     }
 
     async fn exchange(&self, proof: &str) -> Result<IssuedToken, AuthError> {
-        let now = self.clock.now();
-        let (subject, tenant) = self.check_proof(proof, now).inspect_err(|error| {
+        let (subject, tenant, jti) = self.check_proof(proof).inspect_err(|error| {
             tracing::debug!(role = "auth", error = %chain(error), "proof refused");
         })?;
-        let scopes = scopes_of(&subject);
-        // The token's id is the id of the event that records it.
-        let id = EventId::mint();
-        let claims = self.claims(Kind::User, subject, tenant, API_AUDIENCE, TOKEN_LIFE, id);
-        let claims = Claims { scopes, ..claims };
-        let issued = self.sign(&claims)?;
-        self.record(id, &claims).await?;
-        Ok(issued)
+        let draft = Draft {
+            kind: Kind::User,
+            sub: subject,
+            tenant,
+            aud: API_AUDIENCE.to_owned(),
+            life: TOKEN_LIFE,
+        };
+        self.publish_user(draft, jti).await
     }
 
-    async fn record(&self, id: EventId, claims: &Claims) -> Result<(), AuthError> {
+    /// A token of somebody's own, with what they may do in its tenant.
+    pub(crate) async fn publish_user(
+        &self,
+        draft: Draft,
+        jti: EventId,
+    ) -> Result<IssuedToken, AuthError> {
+        let role = self.role(&draft.sub, &draft.tenant);
+        let role =
+            role.ok_or_else(|| AuthError::Invalid("nobody there is called so".to_owned()))?;
+        let claims = Claims {
+            scopes: scopes_of(role),
+            ..self.claims(draft, jti)
+        };
+        self.publish(&claims, None).await
+    }
+
+    /// What somebody who is registered is in a tenant.
+    pub(crate) fn role(&self, subject: &str, tenant: &Tenant) -> Option<Role> {
+        self.checker.with_state(|state| {
+            let user = state.user(subject)?;
+            let said = state.person(subject).and_then(|person| person.role(tenant));
+            // Who was registered with a key and nothing else belongs to one tenant.
+            said.unwrap_or_else(|| match subject {
+                _ if user.tenant != *tenant => None,
+                OWNER => Some(Role::Owner),
+                _ => Some(Role::Developer),
+            })
+        })
+    }
+
+    /// Sessions end with a whole second: what is issued in it after the end is of the next one.
+    pub(crate) fn after_end(&self, subject: &str) -> Option<Timestamp> {
+        let ended = self
+            .checker
+            .with_state(|state| state.revocations().ended(subject))?;
+        Some(Timestamp::from_secs(ended.secs().saturating_add(1)))
+    }
+
+    /// The claims of a new token; what it may do is still nothing.
+    pub(crate) fn claims(&self, draft: Draft, jti: EventId) -> Claims {
+        let now = Timestamp::from_secs(self.now().secs());
+        // A clock that was far ahead when sessions were ended is no reason to issue what counts then.
+        let after = self.after_end(&draft.sub);
+        let after = after.filter(|after| *after > now && *after <= now.plus(LEEWAY));
+        let iat = after.unwrap_or(now);
+        Claims {
+            iss: self.platform().clone(),
+            sub: draft.sub,
+            aud: draft.aud,
+            kind: draft.kind,
+            tenant: draft.tenant,
+            tags: Vec::new(),
+            scopes: Vec::new(),
+            ulas: Vec::new(),
+            cnf: None,
+            join: None,
+            iat,
+            nbf: iat,
+            exp: iat.plus(draft.life),
+            jti: jti.to_string(),
+        }
+    }
+
+    /// Signs the token, puts it on record, and only then gives it away. A token id is on record once:
+    /// who comes second with the same is told so.
+    pub(crate) async fn publish(
+        &self,
+        claims: &Claims,
+        by: Option<&str>,
+    ) -> Result<IssuedToken, AuthError> {
+        let issued = self.sign(claims)?;
         let event = Event::from(TokenIssued {
             jti: claims.jti.clone(),
             kind: claims.kind.as_str().to_owned(),
             subject: claims.sub.clone(),
             expires: claims.exp,
+            tenant: Some(claims.tenant.clone()),
+            scopes: claims.scopes.iter().map(ToString::to_string).collect(),
+            tags: claims.tags.clone(),
+            by: by.map(str::to_owned),
         });
-        let event = NewEvent::with_id(id, Segment::auth(), &claims.jti, &event);
-        let event = event.map_err(|error: EventError| unavailable(&error))?;
-        let appended = self.log.append(Append::of(vec![event])).await;
-        appended
-            .map(drop)
-            .map_err(|error: AppendError| unavailable(&error))
-    }
-
-    fn claims(
-        &self,
-        kind: Kind,
-        sub: String,
-        tenant: Tenant,
-        aud: &str,
-        life: Duration,
-        id: EventId,
-    ) -> Claims {
-        let now = Timestamp::from_secs(self.clock.now().secs());
-        Claims {
-            iss: self.signer.platform().clone(),
-            sub,
-            aud: aud.to_owned(),
-            kind,
-            tenant,
-            tags: Vec::new(),
-            scopes: Vec::new(),
-            ulas: Vec::new(),
-            cnf: None,
-            iat: now,
-            nbf: now,
-            exp: now.plus(life),
-            jti: id.to_string(),
+        let event = NewEvent::new(Segment::auth(), &claims.jti, &event);
+        let batch = Append::of(vec![
+            event.map_err(|error: EventError| unavailable(&error))?,
+        ]);
+        let batch = batch.expecting(Segment::auth(), &claims.jti, Expect::None);
+        match self.log.append(batch).await {
+            Ok(appended) => self.checker.reached(appended.last).await?,
+            Err(AppendError::Conflict { .. }) => return Err(AuthError::Replayed),
+            Err(error) => return Err(unavailable(&error)),
         }
+        Ok(issued)
     }
 
-    fn sign(&self, claims: &Claims) -> Result<IssuedToken, AuthError> {
-        let token = self
-            .signer
-            .sign(claims)
-            .map_err(|error| unavailable(&error))?;
+    /// Appends events about one thing, all under `key`, if nobody has written about it since `expect`.
+    pub(crate) async fn record(
+        &self,
+        key: &str,
+        events: Vec<Event>,
+        expect: Option<Expect>,
+    ) -> Result<Position, AppendError> {
+        let invalid = |error: EventError| AppendError::Invalid {
+            detail: error.to_string(),
+        };
+        let new = |event: &Event| NewEvent::new(Segment::auth(), key, event);
+        let events = events.iter().map(new).collect::<Result<_, _>>();
+        let mut batch = Append::of(events.map_err(invalid)?);
+        if let Some(expect) = expect {
+            batch = batch.expecting(Segment::auth(), key, expect);
+        }
+        let appended = self.log.append(batch).await?;
+        // Who is told that it is done finds it done, here at least.
+        let _ = self.checker.reached(appended.last).await;
+        Ok(appended.last)
+    }
+
+    pub(crate) fn sign(&self, claims: &Claims) -> Result<IssuedToken, AuthError> {
+        let signer = self.signer().ok_or_else(|| {
+            AuthError::Unavailable("no issuer key of this machine counts any more".to_owned())
+        })?;
+        let token = signer.sign(claims).map_err(|error| unavailable(&error))?;
         Ok(IssuedToken {
             token,
             expires: claims.exp,
         })
     }
 
-    /// A token of the caller's kind that is good for one app and nothing else.
+    /// The claims of a token of the caller's kind that is good for one app and nothing else.
     fn for_app(
         &self,
         caller: &Identity,
-        audience: &str,
+        aud: String,
         life: Duration,
-    ) -> Result<IssuedToken, AuthError> {
-        let kind = CALLERS
-            .iter()
-            .copied()
-            .find(|kind| kind.as_str() == caller.kind);
+        jti: EventId,
+    ) -> Result<Claims, AuthError> {
+        let mut kinds = CALLERS.iter().copied();
+        let kind = kinds.find(|kind| kind.as_str() == caller.kind);
         let kind =
             kind.ok_or_else(|| AuthError::Unavailable(format!("not for a {}", caller.kind)))?;
-        let (subject, tenant) = (caller.subject.clone(), caller.tenant.clone());
-        let claims = self.claims(kind, subject, tenant, audience, life, EventId::mint());
-        self.sign(&Claims {
+        let (sub, tenant) = (caller.subject.clone(), caller.tenant.clone());
+        let draft = Draft {
+            kind,
+            sub,
+            tenant,
+            aud,
+            life,
+        };
+        Ok(Claims {
             scopes: vec![Scope::app_open()],
-            ..claims
+            ..self.claims(draft, jti)
         })
     }
 
-    fn check(&self, token: &str, audience: &str) -> Result<Claims, AuthError> {
+    /// What a ticket opens, if it is used for the first time here.
+    fn redeemed(&self, ticket: &str, app: AppId) -> Result<Claims, AuthError> {
         let claims = self
-            .view()
-            .verifier
-            .verify(token, CALLERS, audience, self.clock.now());
-        claims.map_err(|error| refused(&error))
+            .checker
+            .claims(ticket, CALLERS, &ticket_audience(app))?;
+        self.use_once(&self.tickets, &claims.jti, claims.iat, claims.exp)?;
+        let jti = once_under(&format!("session/{}", claims.jti));
+        let caller = crate::checker::identity(claims);
+        self.for_app(&caller, session_audience(app), SESSION_LIFE, jti)
     }
+
+    async fn write_refusals(&self) {
+        let refused = self.refusals.take();
+        if refused.is_empty() {
+            return;
+        }
+        let events = refused.into_iter().map(Event::from).collect();
+        if let Err(error) = self.record("sign-ins", events, None).await {
+            tracing::warn!(role = "auth", error = %chain(&error), "refused sign-ins are not on record");
+        }
+    }
+}
+
+/// The id of what may be done once under `name`: whoever does it again comes to the same id.
+fn once_under(name: &str) -> EventId {
+    let base: EventId = "00000000-0000-7000-8000-000000000000"
+        .parse()
+        .expect("INVARIANT: it is a hyphenated UUID");
+    base.derived(name)
+}
+
+pub(crate) fn scopes_of(role: Role) -> Vec<Scope> {
+    let scopes = role.scopes().iter();
+    scopes.filter_map(|scope| scope.parse().ok()).collect()
+}
+
+pub(crate) fn unavailable(error: &dyn std::error::Error) -> AuthError {
+    AuthError::Unavailable(chain(error).to_string())
 }
 
 impl Authority for Auth {
     fn platform(&self) -> auth::PlatformId {
-        auth::PlatformId(self.0.signer.platform().to_string())
+        auth::PlatformId(self.0.platform().to_string())
     }
 
     fn jwks(&self) -> serde_json::Value {
-        let keys = self
-            .0
-            .view()
-            .state
-            .issuers()
-            .iter()
-            .rev()
-            .map(jwk)
-            .collect::<Vec<_>>();
-        serde_json::json!({ "keys": keys })
+        self.0.checker.jwks()
     }
 
     fn exchange(&self, proof: &str) -> BoxFuture<'_, Result<IssuedToken, AuthError>> {
         let proof = proof.to_owned();
-        Box::pin(async move {
-            let answer = self.0.exchange(&proof).await;
-            let failed = !matches!(answer, Ok(_) | Err(AuthError::Unavailable(_)));
-            if failed && !self.0.failures.count(self.0.clock.now()) {
-                return Err(AuthError::RateLimited);
-            }
-            answer
-        })
+        Box::pin(async move { self.exchange_from(&proof, "local").await })
     }
 
     fn verify(&self, token: &str) -> Result<Identity, AuthError> {
-        self.0.check(token, API_AUDIENCE).map(identity)
+        self.0.checker.identity(token)
     }
 
     fn open_ticket(&self, identity: &Identity, app: AppId) -> Result<IssuedToken, AuthError> {
-        self.0.for_app(identity, &ticket_audience(app), TICKET_LIFE)
+        let (aud, life) = (ticket_audience(app), TICKET_LIFE);
+        let claims = self.0.for_app(identity, aud, life, EventId::mint())?;
+        self.0.sign(&claims)
     }
 
     fn redeem_ticket(&self, ticket: &str, app: AppId) -> Result<IssuedToken, AuthError> {
-        let claims = self.0.check(ticket, &ticket_audience(app))?;
-        self.0
-            .use_once(&self.0.tickets, &claims.jti, claims.iat, claims.exp)?;
-        self.0
-            .for_app(&identity(claims), &session_audience(app), SESSION_LIFE)
+        self.0.sign(&self.0.redeemed(ticket, app)?)
+    }
+
+    fn session<'a>(
+        &'a self,
+        ticket: &'a str,
+        app: AppId,
+    ) -> BoxFuture<'a, Result<IssuedToken, AuthError>> {
+        Box::pin(async move { self.0.publish(&self.0.redeemed(ticket, app)?, None).await })
     }
 
     fn verify_session(&self, session: &str, app: AppId) -> Result<Identity, AuthError> {
-        self.0.check(session, &session_audience(app)).map(identity)
+        self.0.checker.session(session, app)
     }
-}
-
-fn ticket_audience(app: AppId) -> String {
-    format!("tabbify-ticket:{app}")
-}
-
-fn session_audience(app: AppId) -> String {
-    format!("tabbify-session:{app}")
-}
-
-/// The owner may do everything; others may do what concerns apps.
-fn scopes_of(subject: &str) -> Vec<Scope> {
-    if subject == OWNER {
-        return vec![Scope::all()];
-    }
-    vec![
-        Scope::apps_read(),
-        Scope::apps_write(),
-        Scope::deploy(),
-        Scope::app_open(),
-    ]
-}
-
-fn identity(claims: Claims) -> Identity {
-    Identity {
-        subject: claims.sub,
-        tenant: claims.tenant,
-        kind: claims.kind.as_str().to_owned(),
-        scopes: claims.scopes.into_iter().map(String::from).collect(),
-        expires: claims.exp,
-    }
-}
-
-/// RFC 8037 section 2.
-fn jwk(key: &tabbify_token::PublicKey) -> serde_json::Value {
-    let bytes = key.bytes();
-    serde_json::json!({
-        "kty": "OKP", "crv": "Ed25519", "use": "sig", "alg": "EdDSA",
-        "kid": bytes.id(), "x": bytes,
-    })
-}
-
-/// What a caller may know: the rule, never what would have satisfied it.
-fn refused(error: &TokenError) -> AuthError {
-    match error {
-        TokenError::Expired { at } => AuthError::Expired(*at),
-        other => AuthError::Invalid(other.to_string()),
-    }
-}
-
-fn unavailable(error: &dyn std::error::Error) -> AuthError {
-    AuthError::Unavailable(chain(error).to_string())
 }

@@ -14,7 +14,7 @@ use crate::Keys;
 pub const OWNER: &str = "user:owner";
 
 /// Key of `issuer_key_rotated` events.
-const ISSUER: &str = "issuer";
+pub(crate) const ISSUER: &str = "issuer";
 /// Key of `platform_initialized`.
 const PLATFORM: &str = "platform";
 

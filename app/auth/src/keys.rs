@@ -28,6 +28,9 @@ pub struct Keys {
     pub issuer: SecretKey,
     /// Signs the owner in.
     pub owner: SecretKey,
+    /// Where they are, if they are in a directory: rotated issuer keys and the keys of subjects are
+    /// put there.
+    pub dir: Option<PathBuf>,
 }
 
 /// Why there are no keys.
@@ -92,6 +95,7 @@ impl Keys {
             root: read(ROOT_FILE)?,
             issuer: read(ISSUER_FILE)?,
             owner: read(OWNER_FILE)?,
+            dir: Some(dir.to_owned()),
         })
     }
 }
@@ -138,7 +142,7 @@ fn fill(fresh: &Path) -> Result<(), KeysError> {
     Ok(())
 }
 
-fn read_key(path: &Path) -> Result<SecretKey, KeysError> {
+pub(crate) fn read_key(path: &Path) -> Result<SecretKey, KeysError> {
     let malformed = |source| KeysError::Malformed {
         path: path.to_owned(),
         source,

@@ -1,9 +1,9 @@
-//! Two short memories: what was used once, and how many failures there were. Both are bounded, and
-//! both lose nothing that matters in a restart: see [`Once::used`].
+//! A short memory of what was used once, in front of the log: it keeps repetitions off it, and loses
+//! nothing that matters in a restart, see [`Once::used`]. Between several issuers the log decides:
+//! there the same thing is written under one key, once.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 use tabbify_token::LEEWAY;
 use tabbify_types::Timestamp;
@@ -11,10 +11,6 @@ use tabbify_types::Timestamp;
 /// LIMIT: ids remembered at one time. Only holders of registered keys can add one, each for at most
 /// two minutes.
 const IDS_MAX: usize = 4096;
-
-/// LIMIT: failures answered with their reason at once; after that, one every [`REFILL`].
-const FAILURES_MAX: u32 = 20;
-const REFILL: Duration = Duration::from_secs(3);
 
 /// Ids that were used and may not be again.
 #[derive(Debug)]
@@ -67,40 +63,6 @@ impl Once {
     }
 }
 
-/// A budget of failures. A valid proof is never refused for the failures of others: nobody can
-/// guess a signature, so the limit is there for the log and the processor, not against guessing.
-#[derive(Debug)]
-pub(crate) struct Failures(Mutex<Budget>);
-
-#[derive(Debug)]
-struct Budget {
-    left: u32,
-    at: Timestamp,
-}
-
-impl Failures {
-    pub(crate) const fn new(now: Timestamp) -> Self {
-        Self(Mutex::new(Budget {
-            left: FAILURES_MAX,
-            at: now,
-        }))
-    }
-
-    /// Counts a failure; `false` if there were too many.
-    pub(crate) fn count(&self, now: Timestamp) -> bool {
-        let mut budget = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let passed = Duration::from_millis(now.millis().saturating_sub(budget.at.millis()));
-        let refill = u32::try_from(passed.as_millis() / REFILL.as_millis()).unwrap_or(u32::MAX);
-        if refill > 0 {
-            budget.left = budget.left.saturating_add(refill).min(FAILURES_MAX);
-            budget.at = now;
-        }
-        let allowed = budget.left > 0;
-        budget.left = budget.left.saturating_sub(1);
-        allowed
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -127,16 +89,5 @@ mod tests {
         assert_eq!(once.used("more", at(1), at(61), at(90)), Use::Full);
         assert_eq!(once.used("0", at(1), at(61), at(90)), Use::Again);
         assert_eq!(once.used("more", at(61), at(121), at(91)), Use::First);
-    }
-
-    #[test]
-    fn failures_refill() {
-        let failures = Failures::new(at(0));
-        let allowed = (0..100).filter(|_| failures.count(at(1))).count();
-        assert_eq!(allowed, 20);
-        assert!(failures.count(at(4)));
-        assert!(!failures.count(at(4)));
-        let allowed = (0..100).filter(|_| failures.count(at(1000))).count();
-        assert_eq!(allowed, 20);
     }
 }

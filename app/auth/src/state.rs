@@ -1,12 +1,23 @@
 //! What auth knows: a pure fold of `platform` and `platform.auth`.
 
+mod people;
+mod tokens;
+
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use tabbify_api::log::Filter;
-use tabbify_token::{KeyError, PlatformId, PublicKey, TokenError, Verifier, verify_endorsement};
+use tabbify_token::{
+    KeyError, PlatformId, PublicKey, Revocations, TokenError, Verifier, verify_endorsement,
+};
 use tabbify_types::event::v1::{IssuerKeyRotated, PlatformInitialized, UserRegistered};
 use tabbify_types::event::{Event, EventError};
-use tabbify_types::{Position, Recorded, Segment, SegmentGlob, SigningKeyId, Tenant};
+use tabbify_types::{Position, Recorded, Rev, Segment, SegmentGlob, SigningKeyId, Tenant};
+
+use people::People;
+pub use people::{Invite, Person};
+pub use tokens::Issued;
+use tokens::Tokens;
 
 /// LIMIT: issuer keys that count at one time: the newest, and the one before it while its tokens
 /// live.
@@ -30,9 +41,14 @@ pub struct State {
     root: Option<PublicKey>,
     /// Oldest first.
     issuers: Vec<PublicKey>,
+    issuer_rev: Rev,
     tenants: BTreeSet<Tenant>,
     users: BTreeMap<String, User>,
     by_key: BTreeMap<SigningKeyId, String>,
+    people: People,
+    tokens: Tokens,
+    /// Shared with every verifier that was made of it.
+    revocations: Arc<Revocations>,
 }
 
 /// Why the log cannot be followed further. The state is as it was before the event.
@@ -104,6 +120,46 @@ impl State {
         self.tenants.contains(tenant)
     }
 
+    /// Revision of the issuer keys, for the next rotation to expect.
+    #[must_use]
+    pub const fn issuer_rev(&self) -> Rev {
+        self.issuer_rev
+    }
+
+    /// Who is registered under this subject.
+    #[must_use]
+    pub fn user(&self, subject: &str) -> Option<&User> {
+        self.users.get(subject)
+    }
+
+    /// What else is known of a subject: roles, password, invitation.
+    #[must_use]
+    pub fn person(&self, subject: &str) -> Option<&Person> {
+        self.people.get(subject)
+    }
+
+    /// Everybody of whom something is known, by subject.
+    pub fn persons(&self) -> impl Iterator<Item = (&str, &Person)> {
+        self.people.iter()
+    }
+
+    /// A token that people manage, by its id: `agent`, `join` or `host`, not long after its end.
+    #[must_use]
+    pub fn token(&self, jti: &str) -> Option<&Issued> {
+        self.tokens.get(jti)
+    }
+
+    /// All of these tokens, by id.
+    pub fn tokens(&self) -> impl Iterator<Item = (&str, &Issued)> {
+        self.tokens.iter()
+    }
+
+    /// What was revoked.
+    #[must_use]
+    pub fn revocations(&self) -> &Revocations {
+        &self.revocations
+    }
+
     /// The user whose proofs this key signs.
     #[must_use]
     pub fn user_by_key(&self, kid: &SigningKeyId) -> Option<&User> {
@@ -114,12 +170,9 @@ impl State {
     #[must_use]
     pub fn verifier(&self) -> Option<Verifier> {
         let platform = PlatformId::of(&self.root.as_ref()?.bytes());
-        Some(
-            self.issuers
-                .iter()
-                .cloned()
-                .fold(Verifier::new(platform), Verifier::with_key),
-        )
+        let keys = self.issuers.iter().cloned();
+        let verifier = keys.fold(Verifier::new(platform), Verifier::with_key);
+        Some(verifier.with_revocations(Arc::clone(&self.revocations)))
     }
 
     /// Applies the next event and says whether auth now knows something else. Events of other
@@ -147,11 +200,40 @@ impl State {
             Some(Event::TenantCreated(data)) => {
                 self.tenants.insert(data.tenant);
             }
-            Some(Event::IssuerKeyRotated(data)) => self.rotate(position, &data)?,
-            Some(Event::UserRegistered(data)) => self.register(position, data)?,
-            _ => return Ok(false),
+            Some(Event::IssuerKeyRotated(data)) => {
+                self.rotate(position, &data)?;
+                self.issuer_rev = recorded.rev;
+            }
+            Some(Event::UserRegistered(data)) => {
+                self.people.registered(&data.user, recorded.rev);
+                self.register(position, data)?;
+            }
+            Some(event) => return Ok(self.note(event, recorded)),
+            None => return Ok(false),
         }
         Ok(true)
+    }
+
+    /// What cannot be wrong by itself.
+    fn note(&mut self, event: Event, recorded: &Recorded) -> bool {
+        let rev = recorded.rev;
+        match event {
+            Event::UserInvited(data) => self.people.invited(data, rev),
+            Event::RoleChanged(data) => self.people.role(data, rev),
+            Event::PasswordChanged(data) => self.people.password(data, rev),
+            Event::SubjectErased(data) => self.people.erased(&data.subject, rev),
+            Event::SessionsEnded(data) => {
+                Arc::make_mut(&mut self.revocations).end_sessions(&data.subject, data.upto);
+                self.people.touched(&data.subject, rev);
+            }
+            Event::TokenIssued(data) => return self.tokens.issued(data, recorded),
+            Event::TokenUsed(data) => return self.tokens.used(&data),
+            Event::TokenRevoked(data) => {
+                Arc::make_mut(&mut self.revocations).revoke(&data.jti);
+            }
+            _ => return false,
+        }
+        true
     }
 
     fn initialize(

@@ -182,6 +182,12 @@ pub(crate) const fn exit_of(code: ErrorCode) -> Exit {
         | ErrorCode::NotDelivered
         | ErrorCode::ParkedFull
         | ErrorCode::BeyondHead
+        | ErrorCode::GlobInAppend
+        | ErrorCode::ExpectAhead
+        | ErrorCode::EventTooLarge
+        | ErrorCode::BatchTooLarge
+        | ErrorCode::UnknownSegment
+        | ErrorCode::TooSlow
         | ErrorCode::InvalidBatch => Exit::Usage,
         ErrorCode::AppTrapped
         | ErrorCode::AppMemory
@@ -189,6 +195,11 @@ pub(crate) const fn exit_of(code: ErrorCode) -> Exit {
         | ErrorCode::AppCpu
         | ErrorCode::AppTimeout => Exit::App,
         ErrorCode::BadRequest
+        | ErrorCode::BadJson
+        | ErrorCode::Behind
+        | ErrorCode::ProjectionStopped
+        | ErrorCode::UnknownVersion
+        | ErrorCode::AppendRate
         | ErrorCode::BadFraming
         | ErrorCode::NotFound
         | ErrorCode::MethodNotAllowed

@@ -249,7 +249,17 @@ const fn credential(error: &AuthError) -> ErrorCode {
 const fn append(error: &AppendError) -> ErrorCode {
     match error {
         AppendError::Conflict { .. } | AppendError::IdConflict { .. } => ErrorCode::Conflict,
-        AppendError::Invalid { .. } | AppendError::Forbidden { .. } => ErrorCode::Internal,
+        AppendError::EventTooLarge { .. } | AppendError::BatchTooLarge { .. } => {
+            ErrorCode::TooLarge
+        }
+        AppendError::Rate { .. } => ErrorCode::AppendRate,
+        // What the node appends is the node's to get right.
+        AppendError::Invalid { .. }
+        | AppendError::ExpectAhead { .. }
+        | AppendError::UnknownSegment { .. }
+        | AppendError::UnknownVersion { .. }
+        | AppendError::Refused { .. }
+        | AppendError::Forbidden { .. } => ErrorCode::Internal,
         AppendError::Stopping | AppendError::NoSpace { .. } => ErrorCode::Unavailable,
     }
 }
@@ -257,7 +267,7 @@ const fn append(error: &AppendError) -> ErrorCode {
 const fn read(error: &ReadError) -> ErrorCode {
     match error {
         ReadError::BeyondHead { .. } | ReadError::Forbidden { .. } => ErrorCode::BadRequest,
-        ReadError::Damaged { .. } => ErrorCode::Internal,
+        ReadError::Damaged { .. } | ReadError::Refused { .. } => ErrorCode::Internal,
         ReadError::Stopping => ErrorCode::Unavailable,
     }
 }

@@ -14,8 +14,19 @@ use tabbify_process::env;
 pub(crate) struct Config {
     /// The node.
     pub(crate) node: Node,
+    /// The log.
+    pub(crate) log: Log,
     /// What all roles share.
     pub(crate) platform: Platform,
+}
+
+/// `[log]`.
+#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Log {
+    /// The directory that keeps its checkpoints, best on another disk or machine. Default
+    /// `checkpoints` in the data directory.
+    pub(crate) checkpoints: Option<String>,
 }
 
 /// `[node]`.
@@ -52,5 +63,6 @@ mod tests {
             Some(SocketAddr::from(([127, 0, 0, 1], 8090)))
         );
         assert!(config.platform.data_dir.is_some());
+        assert!(config.log.checkpoints.is_some());
     }
 }

@@ -3,7 +3,13 @@
 //! ```text
 //! <data>/            0700
 //!   keys/            root, issuer, owner and the node's mesh key, 0600 each
+//!   tokens/          what roles that run alone show to the log, 0600 each
 //!   log/             the event log
+//!   consumers/       how far its consumers have come
+//!   read/            the read model; may be deleted
+//!   log.sock read.sock   where other processes of this user reach both
+//!   log.key          signs the log's checkpoints, 0600
+//!   checkpoints/     what the log was, signed; best kept elsewhere ([log] checkpoints)
 //!   objects/tabbify-apps/apps/<uuid>/v<N>/…   artifacts
 //!   runners/<app>/<instance>/                 one living or just ended runner each
 //!   logs/<app>/<instance>.ndjson              what apps print
@@ -71,9 +77,34 @@ impl DataDir {
         self.0.join("node.key")
     }
 
+    /// The key that signs the log's checkpoints.
+    pub(crate) fn log_key(&self) -> PathBuf {
+        self.0.join("log.key")
+    }
+
+    /// Where checkpoints are, unless they are kept in a better place.
+    pub(crate) fn checkpoints(&self) -> PathBuf {
+        self.0.join("checkpoints")
+    }
+
     /// Where the log is.
     pub(crate) fn log(&self) -> PathBuf {
         self.0.join("log")
+    }
+
+    /// Where consumers keep how far they have come.
+    pub(crate) fn consumers(&self) -> PathBuf {
+        self.0.join("consumers")
+    }
+
+    /// Where the read model is.
+    pub(crate) fn read(&self) -> PathBuf {
+        self.0.join("read")
+    }
+
+    /// What `role` shows to the log.
+    pub(crate) fn token(&self, role: &str) -> PathBuf {
+        self.0.join("tokens").join(role)
     }
 
     /// Where artifacts are: the bucket `tabbify-apps` of the local object store.

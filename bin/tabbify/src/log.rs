@@ -1,19 +1,29 @@
-//! `tabbify log`: looks at the log of a data directory while no `tabbify up` runs on it.
+//! `tabbify log`: looks at the log of a data directory, and mends it, while no `tabbify up` runs on it.
+
+mod transfer;
 
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use anyhow::Context as _;
-use tabbify_log::{Log, Verified};
+use tabbify_log::{CheckpointStore, Log, Restored, Verified, restore};
 
+use crate::audit::{self, Known, Place};
 use crate::data_dir::DataDir;
 
 /// Its commands.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
-    /// Check every byte of the log and the chain of its frames
-    Verify(Where),
+    /// Check every byte of the log and the chain of its frames; of one in PostgreSQL too
+    Verify(transfer::Engine),
     /// How large the log is
     Stat(Where),
+    /// Write the log, verified, to a new file
+    Export(transfer::Move),
+    /// Make a log from an export, where there is none
+    Import(transfer::Move),
+    /// Put a damaged or lost log together again from copies; what is there is kept beside it
+    Restore(Restore),
 }
 
 /// Which log.
@@ -24,19 +34,87 @@ pub(crate) struct Where {
     data_dir: Option<PathBuf>,
 }
 
+/// Flags of `restore`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Restore {
+    /// A copy: a directory with extents of the log; may be given several times
+    #[arg(long)]
+    from: Vec<PathBuf>,
+    /// Go on without events that were signed and that no copy has
+    #[arg(long)]
+    accept_loss: bool,
+    #[command(flatten)]
+    place: Place,
+}
+
 /// Answers on standard output; damage is an error that names extent and byte.
+pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
+    let done = match command {
+        Command::Verify(engine) => transfer::verify(engine).await,
+        Command::Stat(place) => look(place, stat).await,
+        Command::Export(command) => transfer::export(command).await,
+        Command::Import(command) => transfer::import(command).await,
+        Command::Restore(command) => mend(command).await,
+    };
+    audit::exit(done)
+}
+
+/// Stat verifies too: what is not intact has no size worth telling.
 #[expect(clippy::print_stdout, reason = "a command for people")]
-pub(crate) async fn run(command: Command) -> anyhow::Result<()> {
-    let (Command::Verify(place) | Command::Stat(place)) = &command;
-    let dir = DataDir::choose(place.data_dir.clone())?.log();
+async fn look(
+    place: Where,
+    shown: impl FnOnce(&Path, &Verified) -> anyhow::Result<String>,
+) -> anyhow::Result<()> {
+    let dir = DataDir::choose(place.data_dir)?.log();
     let read = dir.clone();
-    // Stat verifies too: what is not intact has no size worth telling.
     let found = tokio::task::spawn_blocking(move || Log::verify(&read)).await??;
-    match command {
-        Command::Verify(_) => println!("{}", verified(&found)),
-        Command::Stat(_) => println!("{}", stat(&dir, &found)?),
+    println!("{}", shown(&dir, &found)?);
+    Ok(())
+}
+
+#[expect(clippy::print_stdout, reason = "a command for people")]
+async fn mend(command: Restore) -> anyhow::Result<()> {
+    let Known { data, store, trust } = command.place.find().await?;
+    let signed = store.all(&trust).await?;
+    let (dir, accept) = (data.log(), command.accept_loss);
+    let done = tokio::task::spawn_blocking(move || restore(&dir, &command.from, &signed, accept));
+    let done = done.await??;
+    println!("{}", restored(&done));
+    if done.signed_upto > Some(done.head) {
+        println!("{}", given_up(&store, &done).await?);
     }
     Ok(())
+}
+
+fn restored(done: &Restored) -> String {
+    let mut text = format!("log {} restored to position {}\n", done.log_id, done.head);
+    for taken in &done.taken {
+        let from = taken.from.display();
+        text.push_str(&format!("  {} events from {from}", taken.events));
+        if let Some(unreadable) = &taken.unreadable {
+            text.push_str(&format!(", of which a part cannot be read: {unreadable}"));
+        }
+        text.push('\n');
+    }
+    if let Some(aside) = &done.aside {
+        text.push_str(&format!("what was there is in {}\n", aside.display()));
+    }
+    text + match done.signed_upto {
+        None => "there is no checkpoint: whether the end is missing cannot be told",
+        Some(signed) if signed > done.head => "events that were signed are lost",
+        Some(_) => "nothing that was signed is lost",
+    }
+}
+
+/// Makes the log usable again after a loss: what was signed beyond it counts no more.
+async fn given_up(store: &CheckpointStore, done: &Restored) -> anyhow::Result<String> {
+    let count = store.give_up_beyond(done.head).await?;
+    Ok(format!(
+        "positions {} to {} are given up; the {count} checkpoints of them are in {}/lost",
+        done.head.next(),
+        done.signed_upto.unwrap_or_default(),
+        store.shown()
+    ))
 }
 
 fn verified(found: &Verified) -> String {

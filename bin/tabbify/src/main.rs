@@ -1,8 +1,14 @@
 //! The server: every long-running role in one program (DESIGN section 3).
 //!
-//! Role dispatch, nothing else. [`up`] composes the roles, [`platform`] says in which order they
-//! start, [`data_dir`] where their files are, [`down`] ends the apps of a data directory.
+//! Role dispatch, nothing else: [`command`] knows the roles. [`up`] composes all of them,
+//! [`platform`] says in which order they start, [`substrate`] is the log of this process, [`role`]
+//! what roles that run alone have in common, [`authorize`] who may do what over their sockets,
+//! [`data_dir`] where files are, [`down`] ends the apps of a data directory.
 
+mod audit;
+mod authorize;
+mod checkpoints;
+mod command;
 mod config;
 mod contexts;
 mod data_dir;
@@ -11,43 +17,19 @@ mod leases;
 mod listen;
 mod log;
 mod platform;
+mod read_node;
+mod role;
+mod substrate;
+mod token;
+mod transaction_node;
 mod up;
 
-use clap::{Parser, Subcommand};
+use std::process::ExitCode;
 
-#[derive(Parser)]
-#[command(
-    name = "tabbify",
-    version,
-    about = "A self-hosted application platform"
-)]
-struct Arguments {
-    #[command(subcommand)]
-    role: Role,
-}
-
-#[derive(Subcommand)]
-enum Role {
-    /// Run every role on this machine; an empty data directory becomes a working platform
-    Up(up::Arguments),
-    /// Stop the apps of a data directory, and `tabbify up` if it runs
-    Down(down::Arguments),
-    /// Verify or measure the log of a data directory
-    #[command(subcommand)]
-    Log(log::Command),
-}
-
-fn main() -> anyhow::Result<()> {
-    let arguments = Arguments::parse();
+fn main() -> anyhow::Result<ExitCode> {
     tabbify_process::telemetry::init();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(async {
-        match arguments.role {
-            Role::Up(arguments) => up::run(arguments).await,
-            Role::Down(arguments) => down::run(arguments).await,
-            Role::Log(command) => log::run(command).await,
-        }
-    })
+    runtime.block_on(command::run(std::env::args_os()))
 }

@@ -1,7 +1,8 @@
 //! The composition root: every role, built in the order in which they need each other.
 //!
 //! ```text
-//! log → keys, bootstrap → auth → coordinator → supervisor → mesh → node
+//! keys → checkpoints → log → bootstrap → auth → log service, read model
+//!      → coordinator → supervisor → mesh → node
 //! ```
 //!
 //! Each role gets the log with a scope of its own: what it may read and write is said here, in one
@@ -15,11 +16,11 @@ use std::sync::Arc;
 use object_store::local::LocalFileSystem;
 use tabbify_api::auth::{Authority as _, Identity};
 use tabbify_api::contexts::Context;
-use tabbify_api::log::{EventLog, LogAccess, LogScope};
+use tabbify_api::log::{EventLog, LogAccess, LogEngine as _, LogScope};
 use tabbify_api::mesh::{Leases, PeerRecord};
 use tabbify_auth::{Auth, Keys, OWNER};
 use tabbify_coordinator::Coordinator;
-use tabbify_log::{Log, Options};
+use tabbify_log::{Log, RateLimited};
 use tabbify_mesh::{Mesh, PrivateKey};
 use tabbify_node::BindError;
 use tabbify_process::{Clock, Importance, SystemClock, Tasks};
@@ -27,8 +28,11 @@ use tabbify_supervisor::{FileLogs, Supervisor, probe_capabilities};
 use tabbify_types::event::v1::Capability;
 use tabbify_types::{HostName, HostUla, MeshKey, Segment, SegmentGlob};
 
+use crate::authorize::{Tokens, host_scope, read_node_scope};
 use crate::data_dir::DataDir;
 use crate::leases::LeaseResolver;
+use crate::read_node;
+use crate::substrate::Substrate;
 
 /// The first network's number and this machine's in it, as the coordinator records them.
 const HOST_ULA: HostUla = HostUla::new(1, 1);
@@ -38,8 +42,7 @@ const UNDERLAY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCA
 /// The running roles.
 #[derive(Debug)]
 pub(crate) struct Platform {
-    /// The log; closed last.
-    pub(crate) log: Arc<Log>,
+    substrate: Substrate,
     /// Where the node listens.
     pub(crate) listen: SocketAddr,
     /// What this machine can run.
@@ -54,12 +57,20 @@ impl Platform {
         data: &DataDir,
         listen: SocketAddr,
         runner: &Path,
+        checkpoints: Option<&str>,
         tasks: &Tasks,
     ) -> anyhow::Result<Self> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let host: HostName = "local".parse()?;
-        let log = open_log(data, &clock, tasks).await?;
-        let auth = start_auth(data, &log, &clock, tasks).await?;
+        let keys = Keys::open(&data.keys())?;
+        let substrate = Substrate::open(data, checkpoints, &keys.root, &clock, tasks).await?;
+        let log = &substrate.log;
+        let auth = start_auth(&keys, log, &clock, tasks).await?;
+        let tokens = Tokens(Arc::new(auth.checker()));
+        substrate.serve(data, Arc::new(tokens.clone()), tasks)?;
+        let everything = log.client(read_node_scope());
+        let model = read_node::start(data, everything, &clock, tasks).await?;
+        read_node::serve(data, model, tokens, tasks)?;
 
         let node_key = PrivateKey::load_or_create(&data.node_key())?;
         let supervised = supervisor_config(data, &host, runner, node_key.public());
@@ -75,7 +86,7 @@ impl Platform {
             Coordinator::start(&member, mine, signer, Arc::clone(&clock), tasks).await?;
         let leases: Arc<dyn Leases> = Arc::new(coordinator);
 
-        let (mine, known) = (log.client(supervisor_scope(&host)), Arc::clone(&leases));
+        let (mine, known) = (log.client(host_scope(&host)), Arc::clone(&leases));
         let supervisor =
             Supervisor::start(supervised, mine, known, Arc::clone(&clock), tasks).await?;
 
@@ -88,7 +99,7 @@ impl Platform {
         let mesh = Mesh::bind(mesh, Arc::new(resolver), tasks)?;
         let deps = tabbify_node::Deps {
             log: log.client(node_scope()),
-            writers: Arc::new(Callers(Arc::clone(&log))),
+            writers: Arc::new(Callers(Arc::clone(&substrate.limited))),
             authority: Arc::new(auth.clone()),
             dial: Arc::new(mesh),
             // A version that was published survives loss of power.
@@ -99,12 +110,17 @@ impl Platform {
         };
         let listen = serve(deps, listen, tasks).await?;
         Ok(Self {
-            log,
+            substrate,
             listen,
             capabilities,
             auth,
             _supervisor: supervisor,
         })
+    }
+
+    /// Closes the log and signs its end.
+    pub(crate) async fn close(&self) {
+        self.substrate.close().await;
     }
 
     /// Signs `tcli` of the same user in; gives the file that says so.
@@ -118,35 +134,16 @@ impl Platform {
     }
 }
 
-/// Opens the log; the process stops if its writer ends before it was told to.
-async fn open_log(
-    data: &DataDir,
-    clock: &Arc<dyn Clock>,
-    tasks: &Tasks,
-) -> anyhow::Result<Arc<Log>> {
-    let (dir, options) = (data.log(), Options::new(Arc::clone(clock)));
-    let log = Arc::new(tokio::task::spawn_blocking(move || Log::open(&dir, options)).await??);
-    let (written, stop) = (Arc::clone(&log), tasks.token());
-    tasks.spawn("log writer", Importance::Essential, async move {
-        tokio::select! {
-            () = written.stopped() => {}
-            () = stop.cancelled() => {}
-        }
-    });
-    Ok(log)
-}
-
-/// Makes keys and first events where there are none, and starts the issuer.
+/// Makes the first events where there are none, and starts the issuer.
 async fn start_auth(
-    data: &DataDir,
+    keys: &Keys,
     log: &Log,
     clock: &Arc<dyn Clock>,
     tasks: &Tasks,
 ) -> anyhow::Result<Auth> {
-    let keys = Keys::open(&data.keys())?;
     let log = log.client(Auth::log_scope());
-    tabbify_auth::bootstrap(log.as_ref(), &keys).await?;
-    Ok(Auth::start(log, &keys, Arc::clone(clock), tasks).await?)
+    tabbify_auth::bootstrap(log.as_ref(), keys).await?;
+    Ok(Auth::start(log, keys, Arc::clone(clock), tasks).await?)
 }
 
 fn supervisor_config(
@@ -194,16 +191,6 @@ async fn serve(
     Ok(addr)
 }
 
-/// Reads what its host must do and says what happened there; no tenant's segment.
-fn supervisor_scope(host: &HostName) -> LogScope {
-    let (desired, reports) = (Segment::host(host), Segment::host_reports(host));
-    LogScope {
-        actor: format!("host:{host}"),
-        write: vec![SegmentGlob::from(&reports)],
-        read: vec![SegmentGlob::from(&desired), SegmentGlob::from(&reports)],
-    }
-}
-
 /// Reads what became of what people asked for; writes nothing in its own name.
 fn node_scope() -> LogScope {
     LogScope {
@@ -216,7 +203,7 @@ fn node_scope() -> LogScope {
 /// What people ask the node for is written in their name, in their tenant's segment, and where
 /// addresses are claimed; they read what happens in their tenant.
 #[derive(Debug)]
-struct Callers(Arc<Log>);
+struct Callers(Arc<RateLimited>);
 
 impl LogAccess for Callers {
     fn of(&self, caller: &Identity) -> Arc<dyn EventLog> {

@@ -1,16 +1,26 @@
-//! Signing in and checking tokens, as the node offers it and `auth` implements it.
+//! Signing in and checking tokens, as the node offers it and `auth` implements it; what is asked of
+//! the issuer is in [`issue`], what people ask in [`people`].
+
+pub mod issue;
+pub mod people;
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use tabbify_types::{AppId, Tenant, Timestamp};
 
-use crate::BoxFuture;
+use crate::{BoxFuture, ErrorCode};
+
+pub use issue::{Caller, Issuer, RequestError, Revocations, Verified};
+pub use people::People;
 
 /// Path of the token exchange.
 pub const TOKEN_PATH: &str = "/v1/auth/token";
 /// Path of the issuer's public keys (RFC 7517).
 pub const JWKS_PATH: &str = "/v1/jwks";
+/// Header in which a role of the platform tells auth where the request that it asks for came from;
+/// from anybody else it counts for nothing.
+pub const SOURCE_HEADER: &str = "x-tabbify-source";
 /// Path that answers who the caller is.
 pub const WHOAMI_PATH: &str = "/v1/whoami";
 
@@ -26,6 +36,20 @@ pub mod scope {
     pub const EVENTS_READ: &str = "events:read";
     /// Open private apps.
     pub const APP_OPEN: &str = "app:open";
+    /// Invite people, and say what they may do.
+    pub const PEOPLE_WRITE: &str = "people:write";
+    /// Issue, list and revoke the tenant's tokens.
+    pub const TOKENS_WRITE: &str = "tokens:write";
+    /// Let machines join.
+    pub const MACHINES_WRITE: &str = "machines:write";
+    /// Issue tokens to machines and instances, and admit machines; counts for services alone.
+    pub const AUTH_ISSUE: &str = "auth:issue";
+
+    /// A scope for one app alone, such as `deploy:<app id>`.
+    #[must_use]
+    pub fn on(scope: &str, app: tabbify_types::AppId) -> String {
+        format!("{scope}:{app}")
+    }
 }
 
 /// Who a verified token or session says the caller is.
@@ -48,6 +72,12 @@ impl Identity {
     #[must_use]
     pub fn allows(&self, scope: &str) -> bool {
         self.scopes.iter().any(|held| held == "*" || held == scope)
+    }
+
+    /// Whether the caller may do what `scope` names with `app`, be it with all apps or with it alone.
+    #[must_use]
+    pub fn allows_on(&self, scope: &str, app: AppId) -> bool {
+        self.allows(scope) || self.scopes.contains(&self::scope::on(scope, app))
     }
 }
 
@@ -93,6 +123,19 @@ pub enum AuthError {
     Unavailable(String),
 }
 
+impl AuthError {
+    /// The code that a refusal carries.
+    #[must_use]
+    pub const fn code(&self) -> ErrorCode {
+        match self {
+            Self::Invalid(_) | Self::Replayed => ErrorCode::TokenInvalid,
+            Self::Expired(_) => ErrorCode::TokenExpired,
+            Self::RateLimited => ErrorCode::RateLimited,
+            Self::Unavailable(_) => ErrorCode::Unavailable,
+        }
+    }
+}
+
 /// The issuer, as the node uses it. Verification is offline: from the issuer keys in the log.
 pub trait Authority: Send + Sync + fmt::Debug {
     /// The platform that its tokens name as issuer.
@@ -121,6 +164,25 @@ pub trait Authority: Send + Sync + fmt::Debug {
     /// # Errors
     /// As [`Authority::verify`], and [`AuthError::Replayed`].
     fn redeem_ticket(&self, ticket: &str, app: AppId) -> Result<IssuedToken, AuthError>;
+
+    /// As [`Authority::open_ticket`], for an issuer that must be asked: in another process.
+    fn ticket<'a>(
+        &'a self,
+        identity: &'a Identity,
+        app: AppId,
+    ) -> BoxFuture<'a, Result<IssuedToken, AuthError>> {
+        Box::pin(async move { self.open_ticket(identity, app) })
+    }
+
+    /// As [`Authority::redeem_ticket`], for an issuer that must be asked; and the session is on
+    /// record then, so that a ticket counts once among several issuers.
+    fn session<'a>(
+        &'a self,
+        ticket: &'a str,
+        app: AppId,
+    ) -> BoxFuture<'a, Result<IssuedToken, AuthError>> {
+        Box::pin(async move { self.redeem_ticket(ticket, app) })
+    }
 
     /// Who a session is, if it is valid now and for `app`.
     ///

@@ -17,11 +17,11 @@
 //! ```
 
 use std::fmt;
-use std::str::FromStr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use tabbify_types::{ParseError, Position, Recorded, Segment, SegmentGlob, Timestamp};
+pub use tabbify_types::{ConsumerName, MemberName};
+use tabbify_types::{Position, Recorded, Segment, SegmentGlob, Timestamp};
 
 use crate::BoxFuture;
 use crate::log::{Filter, ReadError};
@@ -45,69 +45,6 @@ pub const ATTEMPTS: std::ops::RangeInclusive<u32> = 1..=100;
 
 const ACK_TIMEOUT_MS_DEFAULT: u64 = 30_000;
 const ATTEMPTS_DEFAULT: u32 = 5;
-
-macro_rules! name {
-    ($(#[$doc:meta])* $name:ident, $expected:literal) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-        #[serde(try_from = "String", into = "String")]
-        pub struct $name(String);
-
-        impl $name {
-            /// The name as text.
-            #[must_use]
-            pub fn as_str(&self) -> &str {
-                &self.0
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
-            }
-        }
-
-        impl FromStr for $name {
-            type Err = ParseError;
-            fn from_str(text: &str) -> Result<Self, ParseError> {
-                if valid(text) {
-                    return Ok(Self(text.to_owned()));
-                }
-                let text = text.chars().take(80).collect();
-                Err(ParseError { expected: $expected, text })
-            }
-        }
-
-        impl TryFrom<String> for $name {
-            type Error = ParseError;
-            fn try_from(text: String) -> Result<Self, ParseError> {
-                text.parse()
-            }
-        }
-
-        impl From<$name> for String {
-            fn from(name: $name) -> Self {
-                name.0
-            }
-        }
-    };
-}
-
-fn valid(text: &str) -> bool {
-    let byte = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-';
-    (1..=64).contains(&text.len()) && text.bytes().all(byte)
-}
-
-name!(
-    /// Names a consumer for as long as the log is kept, such as `placer`. Also names its file.
-    ConsumerName,
-    "a consumer's name (1 to 64 of a-z 0-9 _ -)"
-);
-name!(
-    /// Names one member of a consumer: a process, or one of its workers.
-    MemberName,
-    "a member's name (1 to 64 of a-z 0-9 _ -)"
-);
 
 /// Where a new consumer begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -394,30 +331,6 @@ pub trait Consumers: Send + Sync + fmt::Debug {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names() {
-        for good in ["a", "placer", "push-0191e7c2-1111", &"x".repeat(64)] {
-            let name: ConsumerName = good.parse().unwrap();
-            assert_eq!(name.to_string(), good);
-            let json = serde_json::to_string(&name).unwrap();
-            assert_eq!(serde_json::from_str::<ConsumerName>(&json).unwrap(), name);
-        }
-        for bad in [
-            "",
-            ".",
-            "..",
-            "a/b",
-            "A",
-            "a b",
-            "a.b",
-            "é",
-            &"x".repeat(65),
-        ] {
-            assert!(bad.parse::<ConsumerName>().is_err(), "{bad}");
-            assert!(bad.parse::<MemberName>().is_err(), "{bad}");
-        }
-    }
 
     #[test]
     fn a_consumer_may_be_as_short_as_nothing() {

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use tabbify_types::RequestId;
 
 use crate::log::LogProblem;
+use crate::read::ReadProblem;
 
 /// Media type of a [`Problem`].
 pub const PROBLEM_MEDIA_TYPE: &str = "application/problem+json";
@@ -50,6 +51,10 @@ macro_rules! codes {
 codes! {
     /// The request is malformed.
     BadRequest = "bad_request", 400, "The request is malformed";
+    /// The body is not JSON.
+    BadJson = "bad_json", 400, "Not JSON";
+    /// An event names a glob where it must name one segment.
+    GlobInAppend = "glob_in_append", 400, "One segment, not a glob";
     /// The id in the path is not a UUID.
     BadUuid = "bad_uuid", 400, "Not an app id";
     /// The message's framing can be read in two ways.
@@ -84,28 +89,44 @@ codes! {
     Conflict = "conflict", 409, "Changed at the same time";
     /// The event id is in the log with other content or in another batch.
     IdConflict = "id_conflict", 409, "The event id is taken";
+    /// A batch expects a revision that its key has not reached.
+    ExpectAhead = "expect_ahead", 409, "Not that far yet";
     /// The consumer's name belongs to another consumer.
     ConsumerExists = "consumer_exists", 409, "The consumer is another";
     /// There are as many consumers or members as there may be.
     ConsumerLimit = "consumer_limit", 409, "As many as there may be";
     /// The member does not hold the event.
     NotDelivered = "not_delivered", 409, "Not with this member";
+    /// The read model has not folded the position that the caller must see.
+    Behind = "behind", 409, "Not that far yet";
     /// Too many events of the consumer are parked: somebody must look at them.
     ParkedFull = "parked_full", 409, "Too many events are parked";
     /// A body or a field is over its limit.
     TooLarge = "too_large", 413, "Too large";
+    /// An event has more data than one may have.
+    EventTooLarge = "event_too_large", 413, "The event is too large";
+    /// A batch has more events or bytes than one may have.
+    BatchTooLarge = "batch_too_large", 413, "The batch is too large";
     /// The position is beyond the head of the log.
     BeyondHead = "beyond_head", 416, "Beyond the head of the log";
     /// The batch breaks a limit of the log or an event in it is malformed.
     InvalidBatch = "invalid_batch", 422, "The batch is refused";
+    /// No such segment: neither one of the catalog nor, with an app's own types, one of a tenant.
+    UnknownSegment = "unknown_segment", 422, "No such segment";
+    /// The type is known, and this version of it is not.
+    UnknownVersion = "unknown_version", 422, "No such version of the type";
     /// What arrived is not what was announced.
     DigestMismatch = "digest_mismatch", 422, "Not what was announced";
     /// The manifest has mistakes.
     InvalidManifest = "invalid_manifest", 422, "The manifest has mistakes";
     /// The manifest asks for what is not built yet.
     NotSupportedYet = "not_supported_yet", 422, "Not supported yet";
+    /// The question takes longer than one may.
+    TooSlow = "too_slow", 422, "The question is too wide";
     /// Too many requests.
     RateLimited = "rate_limited", 429, "Too many requests";
+    /// The tenant appends more events or bytes than it may.
+    AppendRate = "append_rate", 429, "The tenant appends too fast";
     /// The request's head is over its limit (RFC 6585).
     HeadTooLarge = "head_too_large", 431, "Too many headers";
     /// Something of ours failed.
@@ -124,6 +145,8 @@ codes! {
     AppNoResponse = "app_no_response", 502, "The app did not answer";
     /// The platform is starting or stopping.
     Unavailable = "unavailable", 503, "Try again";
+    /// The projection has stopped before an event that this program does not understand.
+    ProjectionStopped = "projection_stopped", 503, "The projection has stopped";
     /// The app used its processor time without progress.
     AppCpu = "app_cpu", 504, "The app took too long";
     /// The app did not answer in time.
@@ -156,6 +179,9 @@ pub struct Problem {
     /// What exactly, for programs, where the log refuses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log: Option<LogProblem>,
+    /// What exactly, for programs, where the read model refuses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read: Option<ReadProblem>,
 }
 
 impl Problem {
@@ -171,6 +197,7 @@ impl Problem {
             fix: None,
             request: None,
             log: None,
+            read: None,
         }
     }
 

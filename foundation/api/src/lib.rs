@@ -5,7 +5,7 @@
 //! [`contexts`] and [`auth`] sign in, [`apps`] is the node's REST, [`artifact`] what an upload becomes, [`log`]
 //! where it is recorded, [`consumers`] who works on
 //! what was recorded, [`mesh`] who may be dialed, [`runner`] how a supervisor talks to a runner,
-//! [`read`] what can be asked about all of it.
+//! [`read`] what can be asked about all of it, [`fold`] what every role keeps of it in memory.
 
 pub mod apps;
 pub mod artifact;
@@ -13,6 +13,7 @@ pub mod auth;
 pub mod consumers;
 pub mod contexts;
 pub mod error;
+pub mod fold;
 pub mod log;
 pub mod logs;
 pub mod mesh;

@@ -16,10 +16,10 @@ use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use tabbify_types::{EventId, NewEvent, Position, Recorded, Rev, Segment, SegmentGlob};
+use tabbify_types::{EventId, NewEvent, Position, Recorded, Rev, Segment, SegmentGlob, Tenant};
 
-use crate::BoxFuture;
 use crate::auth::{AuthError, Identity};
+use crate::{BoxFuture, ErrorCode};
 
 /// LIMIT: events in one batch.
 pub const BATCH_EVENTS_MAX: usize = 1024;
@@ -38,14 +38,25 @@ pub const APPEND_PATH: &str = "/v1/log/append";
 /// `GET` a page as lines of JSON, one event each. Query: `after`, `limit`, `segment` and `type` (both
 /// repeatable), `key`. The page's other fields are in [`NEXT_AFTER_HEADER`] and [`HEAD_HEADER`].
 pub const EVENTS_PATH: &str = "/v1/log/events";
-/// `GET` a subscription as server-sent events. Query as of [`EVENTS_PATH`] without `limit`; the
-/// header `last-event-id` stands above `after`. Every event has its position as `id`.
+/// `GET` a subscription: server-sent events, where every event has its position as `id`, or for
+/// whoever accepts [`STREAM_MEDIA_TYPE`] frames with a length. Query as of [`EVENTS_PATH`] without
+/// `limit`; the header `last-event-id` stands above `after`.
 pub const SUBSCRIBE_PATH: &str = "/v1/log/subscribe";
+/// `GET` with `upgrade:` [`SESSION_PROTOCOL`]: appends and their answers as frames on one connection.
+pub const SESSION_PATH: &str = "/v1/log/session";
+/// `POST` verifies the log as it is now, in the background, one verification at a time; `GET` is the
+/// [`Verification`] that runs or ran last.
+pub const VERIFY_PATH: &str = "/v1/log/verify";
 /// `GET` the [`Head`].
 pub const HEAD_PATH: &str = "/v1/log/head";
 /// `GET` the list of consumers. Below it, by name: `PUT` makes one, `GET` is its status, `DELETE` ends
 /// it; `POST` to `next`, `ack`, `nack`, `retry`, `drop`, `reset`; `GET` of `parked`.
 pub const CONSUMERS_PATH: &str = "/v1/log/consumers";
+
+/// Media type of a subscription as frames with a length (docs/protocols/log-http.md).
+pub const STREAM_MEDIA_TYPE: &str = "application/vnd.tabbify.log-stream";
+/// Protocol that [`SESSION_PATH`] upgrades to (docs/protocols/log-http.md).
+pub const SESSION_PROTOCOL: &str = "tabbify-log-session/1";
 
 /// Header of a page: [`Page::next_after`].
 pub const NEXT_AFTER_HEADER: &str = "x-tabbify-next-after";
@@ -84,6 +95,38 @@ pub enum LogProblem {
     IdConflict {
         /// The first such id.
         id: EventId,
+    },
+    /// [`AppendError::ExpectAhead`].
+    ExpectAhead {
+        /// The segment.
+        segment: Segment,
+        /// The key.
+        key: String,
+        /// What the writer expected.
+        expected: Rev,
+        /// Its current revision; 0 if nothing is there.
+        rev: Rev,
+    },
+    /// [`AppendError::UnknownSegment`].
+    UnknownSegment {
+        /// The segment.
+        segment: Segment,
+    },
+    /// [`AppendError::UnknownVersion`].
+    UnknownVersion {
+        /// The type.
+        kind: String,
+        /// The version that it came with.
+        version: u16,
+        /// The newest version that the log knows.
+        newest: u16,
+    },
+    /// [`AppendError::Rate`].
+    Rate {
+        /// Whose.
+        tenant: Tenant,
+        /// When the same batch would be taken if nothing else came, in milliseconds.
+        retry_after_ms: u64,
     },
     /// The caller may not write here.
     MayNotWrite {
@@ -215,6 +258,65 @@ pub enum AppendError {
         /// The first such id.
         id: EventId,
     },
+    /// The writer expects a revision that the key has not reached: its record is of another log, or
+    /// of one that lost its tail. Unlike a conflict, reading again does not mend it.
+    #[error("{segment} {key:?} is at revision {actual}, and the writer has seen {expected}")]
+    ExpectAhead {
+        /// The segment.
+        segment: Segment,
+        /// The key.
+        key: String,
+        /// What the writer expected.
+        expected: Rev,
+        /// Its current revision; 0 if nothing is there.
+        actual: Rev,
+    },
+    /// An event has more data than one may have. Larger things go to the object store.
+    #[error("the event is too large: {detail}")]
+    EventTooLarge {
+        /// Which, how large, and the limit.
+        detail: String,
+    },
+    /// The batch has more events or bytes than one may have.
+    #[error("the batch is too large: {detail}")]
+    BatchTooLarge {
+        /// How large, and the limit.
+        detail: String,
+    },
+    /// No such segment: neither one of the catalog nor, with an app's own types, one of a tenant.
+    #[error("there is no segment {segment}; see docs/protocols/events.md")]
+    UnknownSegment {
+        /// The segment.
+        segment: Segment,
+    },
+    /// The type is one of the catalog, and this version of it is newer than the log: versions are
+    /// raised on the log first, and on its writers after `platform_version_raised`.
+    #[error("version {version} of {kind} is not known here, up to {newest} is")]
+    UnknownVersion {
+        /// The type.
+        kind: String,
+        /// The version that it came with.
+        version: u16,
+        /// The newest version that the log knows.
+        newest: u16,
+    },
+    /// The tenant appends more events or bytes than it may.
+    #[error("{tenant} appends too fast; again in {retry_after_ms} ms")]
+    Rate {
+        /// Whose rate.
+        tenant: Tenant,
+        /// When the same batch would be taken if nothing else came.
+        retry_after_ms: u64,
+    },
+    /// The service refuses the request as such: a token that is not valid any more, a body that it
+    /// does not understand. The same request would be refused again.
+    #[error("the log's service refuses: {}: {detail}", code.as_str())]
+    Refused {
+        /// Why, for programs.
+        code: ErrorCode,
+        /// Why, for people.
+        detail: String,
+    },
     /// The batch breaks a limit or an event is malformed.
     #[error("the batch is refused: {detail}")]
     Invalid {
@@ -311,6 +413,15 @@ pub enum ReadError {
         /// The glob.
         glob: SegmentGlob,
     },
+    /// The service refuses the request as such, such as a token that has ended. Final for this token:
+    /// asking again asks with the next one.
+    #[error("the log's service refuses: {}: {detail}", code.as_str())]
+    Refused {
+        /// Why, for programs.
+        code: ErrorCode,
+        /// Why, for people.
+        detail: String,
+    },
     /// The stored bytes are not what was written.
     #[error("the log is damaged: {detail}")]
     Damaged {
@@ -369,6 +480,63 @@ pub trait EventLog: Send + Sync + fmt::Debug {
 pub trait LogEngine: Send + Sync + fmt::Debug {
     /// The log as `scope` may use it.
     fn client(&self, scope: LogScope) -> Arc<dyn EventLog>;
+
+    /// The last durable position.
+    fn head(&self) -> Position {
+        self.client(LogScope::verifier()).head()
+    }
+
+    /// Verifies what is stored of the events after `after`, up to `upto`: one piece of it, so that
+    /// whoever asks may pause. Answers the last position that is verified with it. An engine with a
+    /// chain overrides this: reading every event checks what reading checks.
+    fn verify(
+        &self,
+        after: Position,
+        upto: Position,
+    ) -> BoxFuture<'_, Result<Position, ReadError>> {
+        let client = self.client(LogScope::verifier());
+        Box::pin(async move {
+            let page = client
+                .read(Filter::default(), after, PAGE_EVENTS_MAX)
+                .await?;
+            let due = (after.get() + 1..).map(Position);
+            let mut pairs = page.events.iter().zip(due);
+            match pairs.find(|(event, due)| event.position != *due) {
+                None => Ok(page.next_after.min(upto)),
+                Some((_, due)) => Err(ReadError::Damaged {
+                    detail: format!("no event is at position {due}"),
+                }),
+            }
+        })
+    }
+}
+
+/// How far a verification of the log has come.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verification {
+    /// What is verified: everything up to the head when it began.
+    pub upto: Position,
+    /// Everything up to here is intact.
+    pub verified: Position,
+    /// Whether it goes on.
+    pub state: VerificationState,
+}
+
+/// What became of a verification.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VerificationState {
+    /// It goes on.
+    Running,
+    /// It found everything intact.
+    Intact,
+    /// It found damage behind the last verified position.
+    Damaged {
+        /// Where and what.
+        detail: String,
+    },
+    /// It broke off: the log is stopping, or could not be read.
+    Stopped,
 }
 
 /// Says what the bearer of a token may do with the log. Offline: called once a request.
@@ -389,6 +557,17 @@ pub struct LogScope {
     pub write: Vec<SegmentGlob>,
     /// Segments it may read.
     pub read: Vec<SegmentGlob>,
+}
+
+impl LogScope {
+    /// Reads everything to verify it, and writes nothing.
+    fn verifier() -> Self {
+        Self {
+            actor: "verifier".to_owned(),
+            write: Vec::new(),
+            read: vec![SegmentGlob::all()],
+        }
+    }
 }
 
 /// The log for callers that a service has authenticated: each writes under its own name and no

@@ -10,22 +10,56 @@
 //! Pages follow a key that never changes, so that walking them while events arrive shows each row that
 //! was there at the start exactly once.
 
+mod rows;
+
 use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
-use tabbify_types::event::v1::{
-    Access, ApprovalRequested, BuildFailed, Capability, RuntimeKind, Source, Standing,
-};
-use tabbify_types::{
-    AppId, AppName, AppUla, BuildId, DeployId, Digest, Epoch, EventId, HostName, HostUla,
-    InstanceId, MeshKey, Position, Rev, Segment, SegmentGlob, SlotId, Tenant, Timestamp,
-    VersionNumber,
+use tabbify_types::{AppId, ParseError, Position, SegmentGlob, Tenant};
+
+pub use rows::{
+    AppDetail, AppRow, ApprovalRow, ApprovalStatus, AuditRow, BuildRow, BuildStatus, DeployRow,
+    InstanceRow, InstanceState, LeaseRow, PeerRow, StepRow, SupervisorRow, SupervisorState,
+    TokenRow, VersionRow,
 };
 
-use crate::BoxFuture;
-use crate::apps::OperationStatus;
+use crate::auth::AuthError;
+use crate::{BoxFuture, ErrorCode};
+
+/// `GET` the [`ReadStatus`].
+///
+/// Every path below takes `GET` and these parameters: `min_position`, a position that the answer must
+/// have folded; `wait_ms`, how long to wait for it, [`WAIT_MS_DEFAULT`] unless told and at most
+/// [`WAIT_MS_MAX`]; `scope`, which narrows what the token shows: `platform`, or `tenant:<slug>`. Lists
+/// take `limit` (1 to [`ROWS_MAX`], [`LIMIT_DEFAULT`] unless told) and `cursor`, and answer with a
+/// [`Listing`]. Every answer, refusals included, has [`POSITION_HEADER`] and its neighbors.
+pub const STATUS_PATH: &str = "/v1/read/status";
+/// `GET` apps. Query: `name`, a part of it. Below it: `/<app>` is one [`AppDetail`], and
+/// `/<app>/versions` are its versions.
+pub const APPS_PATH: &str = "/v1/read/apps";
+/// `GET` deploys. Query: `app`.
+pub const DEPLOYS_PATH: &str = "/v1/read/deploys";
+/// `GET` builds. Query: `app`.
+pub const BUILDS_PATH: &str = "/v1/read/builds";
+/// `GET` approvals. Query: `status`.
+pub const APPROVALS_PATH: &str = "/v1/read/approvals";
+/// `GET` machines.
+pub const PEERS_PATH: &str = "/v1/read/peers";
+/// `GET` leases. Query: `app`.
+pub const LEASES_PATH: &str = "/v1/read/leases";
+/// `GET` tokens.
+pub const TOKENS_PATH: &str = "/v1/read/tokens";
+/// `GET` events on record. Query: the fields of [`AuditFilter`].
+pub const AUDIT_PATH: &str = "/v1/read/audit";
+
+/// Header of every answer: [`ReadStatus::position`] as the answer was begun.
+pub const POSITION_HEADER: &str = "x-tabbify-position";
+/// Header of every answer: [`ReadStatus::head`].
+pub const HEAD_HEADER: &str = "x-tabbify-head";
+/// Header of every answer: [`ReadStatus::lag_ms`].
+pub const LAG_MS_HEADER: &str = "x-tabbify-lag-ms";
 
 /// LIMIT: rows of one page.
 pub const ROWS_MAX: usize = 500;
@@ -33,6 +67,17 @@ pub const ROWS_MAX: usize = 500;
 pub const TEXT_LEN_MAX: usize = 256;
 /// LIMIT: words of a search text.
 pub const WORDS_MAX: usize = 16;
+/// LIMIT: a cursor, in bytes.
+pub const CURSOR_LEN_MAX: usize = 512;
+/// LIMIT: bytes of the rows of one page, as they are stored. A page that would have more is shorter, but
+/// has at least one row.
+pub const PAGE_LEN_MAX: usize = 2 * 1024 * 1024;
+/// LIMIT: how long one request waits for a position, in milliseconds; a longer wait is cut to this.
+pub const WAIT_MS_MAX: u64 = 30_000;
+/// How long a request with a position waits for it, in milliseconds.
+pub const WAIT_MS_DEFAULT: u64 = 2_000;
+/// Rows of a page for whoever names no limit.
+pub const LIMIT_DEFAULT: usize = 100;
 /// LIMIT: steps kept of one deploy.
 pub const STEPS_MAX: usize = 64;
 
@@ -43,6 +88,57 @@ pub enum ReadScope {
     Platform,
     /// The rows of one tenant.
     Tenant(Tenant),
+}
+
+impl ReadScope {
+    /// This scope narrowed to `wanted`, unless that shows more.
+    #[must_use]
+    pub fn narrowed(&self, wanted: Self) -> Option<Self> {
+        (*self == Self::Platform || *self == wanted).then_some(wanted)
+    }
+}
+
+impl fmt::Display for ReadScope {
+    /// As the parameter `scope` has it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Platform => f.write_str("platform"),
+            Self::Tenant(tenant) => write!(f, "tenant:{tenant}"),
+        }
+    }
+}
+
+impl FromStr for ReadScope {
+    type Err = ParseError;
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        if text == "platform" {
+            return Ok(Self::Platform);
+        }
+        let tenant = text.strip_prefix("tenant:").map(str::parse);
+        let wrong = || ParseError {
+            expected: "a scope (platform, or tenant:<slug>)",
+            text: text.chars().take(80).collect(),
+        };
+        tenant.ok_or_else(wrong)?.map(Self::Tenant)
+    }
+}
+
+/// Who asks, as its token says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reader {
+    /// The token's subject.
+    pub actor: String,
+    /// What it sees; nothing at all, if the token is for something else.
+    pub scope: Option<ReadScope>,
+}
+
+/// Says what the bearer of a token may see. Offline: called once a request.
+pub trait Authorize: Send + Sync + fmt::Debug {
+    /// Who the bearer is.
+    ///
+    /// # Errors
+    /// [`AuthError`], if the token is not valid.
+    fn authorize(&self, token: &str) -> Result<Reader, AuthError>;
 }
 
 /// Where a page begins: the `next` of the page before. Its content is the model's own.
@@ -108,11 +204,54 @@ pub enum QueryError {
         /// How far it is.
         position: Position,
     },
-    /// The store cannot be read now.
+    /// The projection that would answer has stopped before the position that the caller must see.
+    #[error("the projection has stopped at position {position}, before {wanted}")]
+    Stopped {
+        /// What was asked for.
+        wanted: Position,
+        /// How far it is.
+        position: Position,
+    },
+    /// The store cannot be read now, or its service cannot be reached.
     #[error("the read model cannot be read: {detail}")]
     Unavailable {
         /// What it said.
         detail: String,
+    },
+    /// The service refuses the request as such, such as for its token. The same request would be
+    /// refused again.
+    #[error("the read model's service refuses: {}: {detail}", code.as_str())]
+    Refused {
+        /// Why, for programs.
+        code: ErrorCode,
+        /// Why, for people.
+        detail: String,
+    },
+}
+
+/// What exactly the read model refuses: carried by a [`Problem`](crate::Problem), so that a client over
+/// the network has the error that it would have in process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReadProblem {
+    /// [`QueryError::Invalid`].
+    Invalid {
+        /// Which part of the question.
+        what: String,
+        /// Why, with the limit.
+        why: String,
+    },
+    /// [`QueryError::TooSlow`].
+    TooSlow {
+        /// The limit.
+        limit_ms: u64,
+    },
+    /// [`QueryError::Behind`] and [`QueryError::Stopped`].
+    Behind {
+        /// What was asked for.
+        wanted: Position,
+        /// How far it is.
+        position: Position,
     },
 }
 
@@ -149,351 +288,6 @@ pub struct ProjectionStatus {
     pub stopped: Option<String>,
 }
 
-/// An app.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AppRow {
-    /// Its id.
-    pub app: AppId,
-    /// Its tenant.
-    pub tenant: Tenant,
-    /// Its name.
-    pub name: AppName,
-    /// Its address.
-    pub address: AppUla,
-    /// When it was registered.
-    pub created: Timestamp,
-    /// The newest number that an upload has taken.
-    pub reserved: Option<VersionNumber>,
-    /// The newest published version.
-    pub latest: Option<VersionNumber>,
-    /// The version that has the traffic, while an instance of it lives.
-    pub serving: Option<VersionNumber>,
-    /// The instance that the app's address means, while one that has traffic lives.
-    pub primary: Option<InstanceId>,
-    /// What the last instance that failed said, or why the app is unavailable.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub failure: Option<String>,
-    /// When it was destroyed, if it was; then only its history is left.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub destroyed: Option<Timestamp>,
-}
-
-/// An app with its instances.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AppDetail {
-    /// The app.
-    pub app: AppRow,
-    /// Its newest instances that have not been stopped, at most [`ROWS_MAX`], newest first.
-    pub instances: Vec<InstanceRow>,
-    /// Every event up to here is in this.
-    pub position: Position,
-}
-
-/// What an instance was last seen to be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum InstanceState {
-    /// It has a place.
-    Placed,
-    /// It is about to run.
-    Starting,
-    /// It runs.
-    Started,
-    /// It answers.
-    Healthy,
-    /// It gets no new work.
-    Drained,
-    /// It has gone to sleep until somebody asks for the app.
-    Idle,
-    /// It cannot run or died.
-    Failed,
-}
-
-/// An instance that has not been stopped.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct InstanceRow {
-    /// Its number.
-    pub instance: InstanceId,
-    /// The version it runs.
-    pub version: VersionNumber,
-    /// The deploy it belongs to.
-    pub deploy: DeployId,
-    /// The machine.
-    pub host: HostName,
-    /// The slot.
-    pub slot: SlotId,
-    /// Its epoch in the slot.
-    pub epoch: Epoch,
-    /// What it was last seen to be.
-    pub state: InstanceState,
-    /// Whether it gets traffic.
-    pub traffic: bool,
-    /// When it was placed.
-    pub placed: Timestamp,
-    /// When it was last heard of.
-    pub changed: Timestamp,
-}
-
-/// A published version.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct VersionRow {
-    /// Its number.
-    pub version: VersionNumber,
-    /// Digest of its `artifact.json`.
-    pub artifact: Digest,
-    /// Digest of its `tabbify.toml`.
-    pub config: Digest,
-    /// Who may open the app while it serves.
-    pub access: Access,
-    /// Its runtime.
-    pub runtime: RuntimeKind,
-    /// Names of the secrets it needs.
-    pub secrets: Vec<String>,
-    /// When it was published.
-    pub published: Timestamp,
-    /// By whom.
-    pub actor: String,
-}
-
-/// A deploy.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DeployRow {
-    /// Its id.
-    pub deploy: DeployId,
-    /// The app.
-    pub app: AppId,
-    /// The app's tenant.
-    pub tenant: Tenant,
-    /// The version it puts into service.
-    pub version: VersionNumber,
-    /// Where it stands.
-    pub status: OperationStatus,
-    /// When it was asked for.
-    pub requested: Timestamp,
-    /// By whom.
-    pub actor: String,
-    /// When it had an outcome.
-    pub finished: Option<Timestamp>,
-    /// For a failure: why.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub detail: Option<String>,
-    /// The deploy that took over.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub superseded_by: Option<DeployId>,
-    /// What has been done, in order; at most [`STEPS_MAX`].
-    pub steps: Vec<StepRow>,
-}
-
-/// A step of a deploy.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StepRow {
-    /// `requested`, `placed`, `starting`, `started`, `healthy`, `shifted`, `failed`, `finished`.
-    pub step: String,
-    /// The instance it is about, if it is about one.
-    pub instance: Option<InstanceId>,
-    /// When.
-    pub at: Timestamp,
-}
-
-/// A machine of the mesh.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PeerRow {
-    /// Its name.
-    pub host: HostName,
-    /// Its network.
-    pub network: String,
-    /// Its address.
-    pub address: HostUla,
-    /// Its WireGuard key.
-    pub key: MeshKey,
-    /// Tags that its token claimed.
-    pub tags: Vec<String>,
-    /// When it joined.
-    pub joined: Timestamp,
-    /// As a machine that runs apps, if it is one.
-    pub supervisor: Option<SupervisorRow>,
-}
-
-/// A machine as one that runs apps.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SupervisorRow {
-    /// Whether it gets work.
-    pub state: SupervisorState,
-    /// What it has been seen to be able to run.
-    pub capabilities: Vec<Capability>,
-}
-
-/// Whether a machine gets work.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SupervisorState {
-    /// It does.
-    Ready,
-    /// It has not been heard of for too long.
-    Lost,
-    /// It was emptied.
-    Drained,
-}
-
-/// A lease that has not been released.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LeaseRow {
-    /// The app.
-    pub app: AppId,
-    /// The app's tenant.
-    pub tenant: Tenant,
-    /// The instance.
-    pub instance: InstanceId,
-    /// The slot it fills.
-    pub slot: SlotId,
-    /// Its epoch in the slot.
-    pub epoch: Epoch,
-    /// The key that may answer for the app.
-    pub key: MeshKey,
-    /// The machine.
-    pub host: HostName,
-    /// When it was granted.
-    pub granted: Timestamp,
-}
-
-/// A token that was issued; the token itself is nowhere.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TokenRow {
-    /// Its id.
-    pub jti: String,
-    /// Its kind.
-    pub kind: String,
-    /// Its subject.
-    pub subject: String,
-    /// The tenant that the subject belongs to, if it is registered.
-    pub tenant: Option<Tenant>,
-    /// When it was issued.
-    pub issued: Timestamp,
-    /// When it ends.
-    pub expires: Timestamp,
-    /// When it was used, if it is one that is used once.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub used: Option<Timestamp>,
-    /// When it was revoked.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub revoked: Option<Timestamp>,
-}
-
-/// Where a build stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum BuildStatus {
-    /// It waits for a machine.
-    Requested,
-    /// A machine works on it.
-    Started,
-    /// There is an artifact.
-    Succeeded,
-    /// There is none.
-    Failed,
-}
-
-/// A build.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BuildRow {
-    /// Its id.
-    pub build: BuildId,
-    /// The app.
-    pub app: AppId,
-    /// The app's tenant.
-    pub tenant: Tenant,
-    /// What is built.
-    pub source: Source,
-    /// Where it stands.
-    pub status: BuildStatus,
-    /// When it was asked for.
-    pub requested: Timestamp,
-    /// By whom.
-    pub actor: String,
-    /// The machine that works on it.
-    pub host: Option<HostName>,
-    /// When it had an outcome.
-    pub finished: Option<Timestamp>,
-    /// What was built.
-    pub artifact: Option<Digest>,
-    /// Why it failed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub failure: Option<BuildFailed>,
-}
-
-/// Where an approval stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ApprovalStatus {
-    /// Nobody has answered yet.
-    Pending,
-    /// Somebody said yes.
-    Granted,
-    /// Somebody said no.
-    Denied,
-    /// Nobody answered in time, which is a no.
-    Expired,
-    /// What was asked for has changed.
-    Superseded,
-    /// The yes was used.
-    Consumed,
-}
-
-/// An approval.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ApprovalRow {
-    /// What was asked.
-    pub request: ApprovalRequested,
-    /// The tenant.
-    pub tenant: Tenant,
-    /// Where it stands.
-    pub status: ApprovalStatus,
-    /// When it was asked.
-    pub requested: Timestamp,
-    /// When somebody answered, or nobody did.
-    pub decided: Option<Timestamp>,
-    /// Who answered.
-    pub by: Option<String>,
-    /// For a no: why.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
-    /// What the yes goes on to allow.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub standing: Option<Standing>,
-}
-
-/// An event on record.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct AuditRow {
-    /// Its place in the log.
-    pub position: Position,
-    /// When the log took it.
-    pub at: Timestamp,
-    /// Where it lives.
-    pub segment: Segment,
-    /// What it is about.
-    pub key: String,
-    /// Its place in the history of that.
-    pub rev: Rev,
-    /// Its id.
-    pub id: EventId,
-    /// What happened.
-    #[serde(rename = "type")]
-    pub kind: String,
-    /// Version of the shape of `data`.
-    pub version: u16,
-    /// Who wrote it.
-    pub actor: String,
-    /// The tenant whose segment it is in; none for the platform's own.
-    pub tenant: Option<Tenant>,
-    /// The event that it follows from.
-    pub cause: Option<Position>,
-    /// W3C traceparent.
-    pub trace: Option<String>,
-    /// What it says.
-    pub data: Box<RawValue>,
-}
-
 /// Which events on record; everything that is given must hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -528,7 +322,7 @@ pub type Answer<'a, T> = BoxFuture<'a, Result<T, QueryError>>;
 /// What can be asked of the read model. Each question takes at most a few seconds, or is
 /// [`QueryError::TooSlow`].
 pub trait ReadModel: Send + Sync + fmt::Debug {
-    /// How far it is.
+    /// How far it is; over a network, as far as this client has been told.
     fn status(&self) -> ReadStatus;
 
     /// Waits until every event up to `position` is folded, at most for `timeout`.
@@ -599,4 +393,27 @@ pub trait ReadModel: Send + Sync + fmt::Debug {
         filter: AuditFilter,
         window: Window,
     ) -> Answer<'_, Listing<AuditRow>>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scopes_round_trip_and_never_widen() {
+        let tenant = |slug: &str| ReadScope::Tenant(slug.parse().unwrap());
+        for scope in [ReadScope::Platform, tenant("main"), tenant("platform")] {
+            assert_eq!(scope.to_string().parse::<ReadScope>().unwrap(), scope);
+            assert_eq!(ReadScope::Platform.narrowed(scope.clone()), Some(scope));
+        }
+        for bad in ["", "tenant", "tenant:", "tenant:A", "main", "Platform", "*"] {
+            assert!(bad.parse::<ReadScope>().is_err(), "{bad}");
+        }
+        assert_eq!(
+            tenant("main").narrowed(tenant("main")),
+            Some(tenant("main"))
+        );
+        assert_eq!(tenant("main").narrowed(tenant("other")), None);
+        assert_eq!(tenant("main").narrowed(ReadScope::Platform), None);
+    }
 }

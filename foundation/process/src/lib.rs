@@ -1,14 +1,17 @@
 //! What every daemon needs and nothing else: configuration, tracing, named tasks, shutdown in
-//! order, a clock, private files, unix sockets in deep directories.
+//! order, a clock, private files, unix sockets in deep directories, projections of the log in memory.
 //!
-//! Plane: both. Spawns no task by itself but the one of [`signals`]; owns no channel. Every task of
+//! Plane: both. Spawns no task by itself but the one of [`signals`]; owns no channel but the watch cell
+//! of a [`fold`]. Every task of
 //! a daemon goes through [`Tasks`], so that it has a name, an owner and a meaning of its end.
 
 pub mod clock;
 pub mod config;
+pub mod connect;
 pub mod env;
 pub mod error;
 pub mod files;
+pub mod fold;
 pub mod signals;
 pub mod tasks;
 pub mod telemetry;

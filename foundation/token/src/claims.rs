@@ -117,6 +117,17 @@ impl Kind {
         }
     }
 
+    /// What stands before a token of the kind that people handle: scanners find a leaked one by it, and
+    /// nobody pastes one where the other belongs. Empty for kinds that only programs handle.
+    #[must_use]
+    pub const fn prefix(self) -> &'static str {
+        match self {
+            Self::Agent => "tba_",
+            Self::Join => "tbj_",
+            Self::User | Self::Host | Self::Runner | Self::Service | Self::Registry => "",
+        }
+    }
+
     /// LIMIT: the longest life of a token of the kind. An issuer that is tricked or has a fault
     /// cannot make one that lasts longer and is accepted.
     #[must_use]
@@ -143,7 +154,8 @@ impl fmt::Display for Kind {
 }
 
 /// Something that a token's holder may do: words of `[a-z0-9-]` joined by colons, such as `deploy`
-/// or `apps:read`; or `*`, which is everything.
+/// or `apps:read`; or `*`, which is everything. Words after the first may also have `.`, `_` and `/`
+/// inside, as the names of repositories do.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Scope(String);
@@ -179,6 +191,12 @@ impl Scope {
         Self("app:open".to_owned())
     }
 
+    /// Read the tenant's events.
+    #[must_use]
+    pub fn events_read() -> Self {
+        Self("events:read".to_owned())
+    }
+
     /// The scope as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -202,14 +220,18 @@ impl TryFrom<String> for Scope {
     type Error = ScopeError;
 
     fn try_from(text: String) -> Result<Self, ScopeError> {
-        let word = |word: &str| {
-            !word.is_empty()
-                && word
-                    .bytes()
-                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+        let first = |word: &str| !word.is_empty() && word.bytes().all(plain);
+        let later = |word: &str| {
+            let joins = |b: u8| matches!(b, b'.' | b'_' | b'/');
+            let ends = [word.bytes().next(), word.bytes().last()];
+            ends.into_iter().all(|end| end.is_some_and(plain))
+                && word.bytes().all(|b| plain(b) || joins(b))
         };
-        let good = text == "*" || (text.len() <= SCOPE_LEN_MAX && text.split(':').all(word));
-        if good {
+        let mut words = text.split(':');
+        let good =
+            text.len() <= SCOPE_LEN_MAX && words.next().is_some_and(first) && words.all(later);
+        if good || text == "*" {
             Ok(Self(text))
         } else {
             Err(ScopeError)
@@ -243,6 +265,21 @@ pub struct Confirmation {
     pub wg: MeshKey,
 }
 
+/// What a join token admits, beside its tags: read by the machine that joins before it knows anybody,
+/// and by the coordinator that admits it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JoinTerms {
+    /// The platform's root key, which the machine pins: issuer keys count with its word only.
+    pub root: VerifyingKeyBytes,
+    /// How the machine knows the coordinator when it dials it: the digest of its TLS key, as the
+    /// coordinator writes it.
+    pub coordinator: String,
+    /// What the machine may be used for, such as `docker`, once it has been seen to work there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub capabilities: Vec<String>,
+}
+
 /// The claims of a token. Times are whole seconds, as RFC 7519 writes them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -269,6 +306,9 @@ pub struct Claims {
     /// The key that its holder must prove to own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cnf: Option<Confirmation>,
+    /// What a join token admits; of no other kind.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub join: Option<JoinTerms>,
     /// When it was issued.
     #[serde(with = "numeric_date")]
     pub iat: Timestamp,
@@ -289,21 +329,47 @@ impl Claims {
         self.scopes.iter().any(|scope| scope.covers(wanted))
     }
 
+    /// Whether whoever shows the token may: a bound token counts only with proof of its key, which
+    /// the connection that it came over gives (`proven`).
+    ///
+    /// # Errors
+    /// [`TokenError::Holder`].
+    pub fn check_holder(&self, proven: Option<&MeshKey>) -> Result<(), TokenError> {
+        match &self.cnf {
+            Some(cnf) if proven != Some(&cnf.wg) => Err(TokenError::Holder),
+            _ => Ok(()),
+        }
+    }
+
     /// What holds for every token, whoever reads it and when.
     pub(crate) fn check_shape(&self) -> Result<(), TokenError> {
         let names = [&self.sub, &self.aud, &self.jti];
+        let terms = self.join.iter();
+        let admitted = terms.clone().flat_map(|join| &join.capabilities);
         if !names
             .into_iter()
             .chain(&self.tags)
+            .chain(terms.map(|join| &join.coordinator))
+            .chain(admitted.clone())
             .all(|text| is_name(text))
         {
             return Err(TokenError::Malformed(
                 "a claim is empty, too long or not plain ASCII",
             ));
         }
-        let lens = [self.scopes.len(), self.tags.len(), self.ulas.len()];
+        let lens = [
+            self.scopes.len(),
+            self.tags.len(),
+            self.ulas.len(),
+            admitted.count(),
+        ];
         if lens.into_iter().any(|len| len > LIST_LEN_MAX) {
             return Err(TokenError::Malformed("a claim has too many entries"));
+        }
+        if (self.kind == Kind::Join) != self.join.is_some() {
+            return Err(TokenError::Malformed(
+                "a join token, and no other, says what it admits",
+            ));
         }
         let life = self.kind.life_max().as_secs();
         let begin = self.iat.secs().min(self.nbf.secs());
@@ -358,11 +424,14 @@ mod tests {
         check("apps:read", "apps:write", false);
         check("apps:read", "apps", false);
         check("apps", "apps:read", false);
+        check("registry:pull:main/shop", "registry:pull:main/shop2", false);
         let named = [
             Scope::apps_read(),
             Scope::apps_write(),
             Scope::deploy(),
             Scope::app_open(),
+            Scope::events_read(),
+            "registry:pull:main/some_shop.v2".parse().unwrap(),
         ];
         for scope in named {
             assert_eq!(scope.to_string().parse(), Ok(scope));
@@ -373,7 +442,8 @@ mod tests {
     fn bad_scopes_are_refused() {
         let long = "a".repeat(SCOPE_LEN_MAX + 1);
         for bad in [
-            "", ":", "a:", ":a", "a::b", "**", "a:*", "*:a", "A", "a b", "a\0", "ä", &long,
+            "", ":", "a:", ":a", "a::b", "**", "a:*", "*:a", "A", "a b", "a\0", "ä", &long, "a/b",
+            "a.b:c", "a:/b", "a:b/", "a:.b", "a:b_", "a:b*", "a:b\n",
         ] {
             assert!(bad.parse::<Scope>().is_err(), "{bad}");
         }
@@ -387,6 +457,8 @@ mod tests {
             assert_eq!(serde_json::to_value(kind).unwrap(), kind.as_str());
             assert_eq!(kind.typ(), format!("tabbify-{kind}+jwt"));
             assert!(kind.life_max() >= Duration::from_secs(60));
+            // A token begins with `ey`: no prefix can be taken for the beginning of one.
+            assert!(kind.prefix().is_empty() || kind.prefix().starts_with("tb"));
         }
     }
 }

@@ -25,6 +25,8 @@ const ENDORSEMENT_PREFIX: &[u8] = b"tabbify-issuer-key-v1\0";
 pub enum DocumentType {
     /// The platform's word that a key answers for an instance: `api::mesh::Lease`.
     Lease,
+    /// What an invited person registers with: [`crate::Invitation`].
+    Invitation,
 }
 
 impl DocumentType {
@@ -33,6 +35,7 @@ impl DocumentType {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Lease => "tabbify-lease+jwt",
+            Self::Invitation => "tabbify-invitation+jwt",
         }
     }
 }

@@ -51,6 +51,12 @@ pub enum TokenError {
         /// Its kind.
         kind: Kind,
     },
+    /// It was revoked, or its subject's sessions were ended.
+    #[error("it was revoked")]
+    Revoked,
+    /// It is bound to a key that whoever shows it has not proven to own.
+    #[error("it is bound to another key than its bearer has")]
+    Holder,
     /// A kind that must be bound to a WireGuard key is not.
     #[error("a {kind} token must be bound to a key")]
     Unbound {
@@ -73,6 +79,8 @@ impl TokenError {
         "token_expired",
         "token_not_yet_valid",
         "token_lifetime",
+        "token_revoked",
+        "token_holder",
         "token_unbound",
     ];
 
@@ -91,6 +99,8 @@ impl TokenError {
             Self::Expired { .. } => "token_expired",
             Self::NotYet => "token_not_yet_valid",
             Self::Lifetime { .. } => "token_lifetime",
+            Self::Revoked => "token_revoked",
+            Self::Holder => "token_holder",
             Self::Unbound { .. } => "token_unbound",
         }
     }

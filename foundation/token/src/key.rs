@@ -135,6 +135,9 @@ impl fmt::Debug for PublicKey {
 }
 
 #[cfg(test)]
+mod vectors;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -217,23 +220,6 @@ mod tests {
             .unwrap();
         assert!(!PublicKey(loose).holds(&message, &signature));
         assert!(PublicKey::try_from(VerifyingKeyBytes(key)).is_err());
-    }
-
-    /// RFC 8032 section 7.1, test 2.
-    #[test]
-    fn published_vector() {
-        let seed = hex("4ccd089b28ff96da9db6c346ec114e0f5b8a319f35aba624da8cf6ed4fb8a6fb");
-        let public = hex("3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c");
-        let key = SecretKey::from_seed(seed.first_chunk().unwrap());
-        assert_eq!(key.public().0[..], public);
-        let signature = hex(
-            "92a009a9f0d4cab8720e820b5f642540a2b27b5416503f8fb3762223ebdb69da\
-             085ac1e43e15996e458f3613d0f11d8c387b2eaeb4302aeeb00d291612bb0c00",
-        );
-        assert_eq!(key.sign(&[0x72])[..], signature);
-        let checked = PublicKey::try_from(key.public()).unwrap();
-        assert!(checked.holds(&[0x72], signature.first_chunk().unwrap()));
-        assert!(!checked.holds(&[0x73], signature.first_chunk().unwrap()));
     }
 
     fn hex(text: &str) -> Vec<u8> {

@@ -2,13 +2,16 @@
 //! count. A verifier is a value: whoever follows the log makes a new one when the keys change.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tabbify_types::{SigningKeyId, Timestamp, VerifyingKeyBytes};
 
-use crate::{Claims, DocumentType, Kind, PlatformId, PublicKey, SecretKey, TokenError, jws};
+use crate::{
+    Claims, DocumentType, Kind, PlatformId, PublicKey, Revocations, SecretKey, TokenError, jws,
+};
 
 /// How far two clocks may be apart; applied to `exp`, `nbf` and `iat`.
 pub const LEEWAY: Duration = Duration::from_secs(30);
@@ -45,7 +48,7 @@ impl Signer {
         self.key.public()
     }
 
-    /// The token of these claims.
+    /// The token of these claims, with the prefix of its kind.
     ///
     /// # Errors
     /// [`TokenError`] for claims that every verifier would refuse; nothing is signed then.
@@ -54,7 +57,8 @@ impl Signer {
             return Err(TokenError::Issuer);
         }
         claims.check_shape()?;
-        jws::seal(&self.key, claims.kind.typ(), claims)
+        let token = jws::seal(&self.key, claims.kind.typ(), claims)?;
+        Ok(format!("{}{token}", claims.kind.prefix()))
     }
 
     /// A signed document, such as a lease.
@@ -70,20 +74,22 @@ impl Signer {
     }
 }
 
-/// Verifies what the platform's issuer keys signed.
+/// Verifies what the platform's issuer keys signed and what was not revoked since. Clones are cheap.
 #[derive(Debug, Clone)]
 pub struct Verifier {
     platform: PlatformId,
     keys: BTreeMap<SigningKeyId, PublicKey>,
+    revocations: Arc<Revocations>,
 }
 
 impl Verifier {
     /// Accepts nothing until it is given keys.
     #[must_use]
-    pub const fn new(platform: PlatformId) -> Self {
+    pub fn new(platform: PlatformId) -> Self {
         Self {
             platform,
             keys: BTreeMap::new(),
+            revocations: Arc::default(),
         }
     }
 
@@ -92,6 +98,19 @@ impl Verifier {
     pub fn with_key(mut self, key: PublicKey) -> Self {
         self.keys.insert(key.bytes().id(), key);
         self
+    }
+
+    /// The same verifier, refusing what was revoked.
+    #[must_use]
+    pub fn with_revocations(mut self, revocations: Arc<Revocations>) -> Self {
+        self.revocations = revocations;
+        self
+    }
+
+    /// What was revoked: for whoever keeps something open that a token opened.
+    #[must_use]
+    pub fn revocations(&self) -> &Revocations {
+        &self.revocations
     }
 
     /// The issuer keys that count, by id.
@@ -118,8 +137,37 @@ impl Verifier {
         audience: &str,
         now: Timestamp,
     ) -> Result<Claims, TokenError> {
+        self.check(token, kinds, Some(audience), now)
+    }
+
+    /// As [`Verifier::verify`], for whomever the token is meant: for the issuer alone, who renews it.
+    ///
+    /// # Errors
+    /// [`TokenError`].
+    pub fn verify_own(
+        &self,
+        token: &str,
+        kinds: &[Kind],
+        now: Timestamp,
+    ) -> Result<Claims, TokenError> {
+        self.check(token, kinds, None, now)
+    }
+
+    fn check(
+        &self,
+        token: &str,
+        kinds: &[Kind],
+        audience: Option<&str>,
+        now: Timestamp,
+    ) -> Result<Claims, TokenError> {
         let accept = |typ: &str| kinds.iter().copied().find(|kind| kind.typ() == typ);
+        let (prefix, token) = split_prefix(token);
         let opened = jws::open(token, accept, |kid| self.keys.get(kid))?;
+        if opened.typ.prefix() != prefix {
+            return Err(TokenError::Malformed(
+                "its prefix is not the one of its kind",
+            ));
+        }
         let claims: Claims = opened.payload()?;
         if claims.kind != opened.typ {
             return Err(TokenError::Kind);
@@ -127,11 +175,14 @@ impl Verifier {
         if claims.iss != self.platform {
             return Err(TokenError::Issuer);
         }
-        if claims.aud != audience {
+        if audience.is_some_and(|audience| claims.aud != audience) {
             return Err(TokenError::Audience);
         }
         claims.check_shape()?;
         check_time(claims.iat, claims.nbf, claims.exp, now)?;
+        if self.revocations.cover(&claims.jti, &claims.sub, claims.iat) {
+            return Err(TokenError::Revoked);
+        }
         Ok(claims)
     }
 
@@ -147,6 +198,13 @@ impl Verifier {
         let accept = |text: &str| (text == typ.as_str()).then_some(());
         jws::open(document, accept, |kid| self.keys.get(kid))?.payload()
     }
+}
+
+/// The prefix of a kind of token, and what follows it. No token begins like a prefix.
+fn split_prefix(token: &str) -> (&str, &str) {
+    let prefixes = Kind::ALL.into_iter().map(Kind::prefix);
+    let mut found = prefixes.filter(|prefix| !prefix.is_empty() && token.starts_with(prefix));
+    token.split_at(found.next().map_or(0, str::len))
 }
 
 /// Whether `now` is within `[nbf, exp)`, give or take [`LEEWAY`], and not before `iat`.

@@ -7,8 +7,8 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE, URL_SAFE_NO_PAD};
 use ed25519_dalek::{Signer as _, SigningKey};
 use proptest::prelude::{ProptestConfig, any, prop_assert, prop_assert_eq, proptest};
 use tabbify_token::{
-    Claims, Confirmation, DocumentType, Kind, OwnerProof, PlatformId, PublicKey, Scope, SecretKey,
-    Signer, TOKEN_LEN_MAX, TokenError, Verifier, endorse_issuer, verify_endorsement,
+    Claims, Confirmation, DocumentType, JoinTerms, Kind, OwnerProof, PlatformId, PublicKey, Scope,
+    SecretKey, Signer, TOKEN_LEN_MAX, TokenError, Verifier, endorse_issuer, verify_endorsement,
 };
 use tabbify_types::{MeshKey, Tenant, Timestamp, VerifyingKeyBytes};
 
@@ -42,6 +42,7 @@ fn claims() -> Claims {
         scopes: vec![Scope::all()],
         ulas: Vec::new(),
         cnf: None,
+        join: None,
         iat: NOW,
         nbf: NOW,
         exp: NOW.plus(Duration::from_secs(900)),
@@ -407,6 +408,14 @@ fn claim_cases() -> Fallible<Vec<Case>> {
             bad,
         ),
         (
+            "terms of a join token",
+            set(
+                "join",
+                serde_json::json!({"root": SecretKey::from_seed(&[1; 32]).public(), "coordinator": "a"}),
+            )?,
+            bad,
+        ),
+        (
             "cnf of another sort",
             set("cnf", serde_json::json!({"jkt": "AAAA"}))?,
             bad,
@@ -531,12 +540,18 @@ fn round_trip_for_every_kind() {
         let cnf = kind.must_be_bound().then_some(Confirmation {
             wg: MeshKey([8; 32]),
         });
+        let join = (kind == Kind::Join).then(|| JoinTerms {
+            root: SecretKey::from_seed(&[1; 32]).public(),
+            coordinator: "digest".to_owned(),
+            capabilities: Vec::new(),
+        });
         let exp = NOW.plus(Duration::from_secs(60));
         let ulas = vec!["fd5a:1f00:1:1::1".parse().unwrap()];
         let tags = vec!["gpu".to_owned()];
         let claims = Claims {
             kind,
             cnf,
+            join,
             exp,
             ulas,
             tags,

@@ -73,8 +73,8 @@ impl Event {
 catalog! {
     v1 => [
         PlatformInitialized, PlatformVersionRaised,
-        TenantCreated, UserInvited, UserRegistered, TokenIssued, TokenUsed, TokenRevoked,
-        IssuerKeyRotated, SubjectErased,
+        TenantCreated, UserInvited, UserRegistered, RoleChanged, PasswordChanged, TokenIssued,
+        TokenUsed, TokenRevoked, SessionsEnded, SignInsRefused, IssuerKeyRotated, SubjectErased,
         NetworkAllocated, PeerJoined, PeerLeft, AppAddressClaimed, LeaseGranted, LeaseReleased,
         PolicyChanged,
         SupervisorJoined, SupervisorLost, SupervisorDrained,

@@ -24,7 +24,7 @@ pub use id::{
     InviteId, MessageId, Position, RequestId, Rev, SandboxId, SecretVersion, SlotId, VersionNumber,
 };
 pub use key::{MeshKey, SigningKeyId, VerifyingKeyBytes};
-pub use name::{AppName, DomainName, HostName, SecretName, Tenant};
+pub use name::{AppName, ConsumerName, DomainName, HostName, MemberName, SecretName, Tenant};
 pub use sealed::{Base64Url, Sealed};
 pub use segment::{Segment, SegmentGlob};
 pub use size::ByteSize;

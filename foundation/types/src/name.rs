@@ -1,4 +1,4 @@
-//! Names that people choose: tenants, apps, hosts. Each is a DNS label or stricter.
+//! Names that people choose: tenants, apps, hosts, consumers. Each is a DNS label, or safe in a path.
 
 use std::fmt;
 use std::str::FromStr;
@@ -89,6 +89,18 @@ name!(
     "a domain (labels of 1 to 63 of a-z 0-9 -, at least two, joined by dots, at most 253 bytes)",
     |text| text.len() <= 253 && text.contains('.') && text.split('.').all(label)
 );
+name!(
+    /// Names a consumer for as long as the log is kept, such as `placer`. Also names its file.
+    ConsumerName,
+    "a consumer's name (1 to 64 of a-z 0-9 _ -)",
+    plain
+);
+name!(
+    /// Names one member of a consumer: a process, or one of its workers.
+    MemberName,
+    "a member's name (1 to 64 of a-z 0-9 _ -)",
+    plain
+);
 
 impl Tenant {
     /// The first tenant of every platform.
@@ -96,6 +108,17 @@ impl Tenant {
     pub fn main() -> Self {
         Self("main".to_owned())
     }
+
+    /// The platform's own: its roles, and hosts that may run apps of every tenant.
+    #[must_use]
+    pub fn system() -> Self {
+        Self("system".to_owned())
+    }
+}
+
+fn plain(text: &str) -> bool {
+    let byte = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_-".contains(&b);
+    (1..=64).contains(&text.len()) && text.bytes().all(byte)
 }
 
 fn dns_label(text: &str) -> bool {
@@ -141,6 +164,17 @@ mod tests {
             "", "shop", "a..b", ".a", "a.", "A.de", "-a.de", "a.b:80", &long,
         ] {
             assert!(bad.parse::<DomainName>().is_err(), "{bad}");
+        }
+        for good in ["a", "placer", "push-0191e7c2-1111", &"x".repeat(64)] {
+            let name: ConsumerName = good.parse().unwrap();
+            assert_eq!(name.to_string(), good);
+            let json = serde_json::to_string(&name).unwrap();
+            assert_eq!(serde_json::from_str::<ConsumerName>(&json).unwrap(), name);
+        }
+        let long = "x".repeat(65);
+        for bad in ["", ".", "..", "a/b", "A", "a b", "a.b", "é", &long] {
+            assert!(bad.parse::<ConsumerName>().is_err(), "{bad}");
+            assert!(bad.parse::<MemberName>().is_err(), "{bad}");
         }
     }
 }

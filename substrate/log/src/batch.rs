@@ -1,17 +1,67 @@
 //! What may be appended: limits and shapes, checked before a batch reaches the writer.
 
+mod known;
+
+use std::cmp::Ordering;
 use std::collections::HashSet;
 
-use tabbify_api::log::{Append, BATCH_EVENTS_MAX, BATCH_LEN_MAX};
+use tabbify_api::log::{Append, AppendError, BATCH_EVENTS_MAX, BATCH_LEN_MAX, Expect, Expectation};
 use tabbify_types::envelope::{
     ACTOR_LEN_MAX, DATA_LEN_MAX, KEY_LEN_MAX, TRACE_LEN_MAX, TYPE_LEN_MAX,
 };
-use tabbify_types::{NewEvent, Recorded};
+use tabbify_types::{NewEvent, Recorded, Rev};
 
 use crate::record::record_len;
 
-/// The batch's length in a frame, or what is wrong with it.
-pub(crate) fn check(batch: &Append, actor: &str) -> Result<usize, String> {
+/// The batch's length in a frame, or why no log takes it, whatever it holds.
+pub(crate) fn check(batch: &Append, actor: &str) -> Result<usize, AppendError> {
+    let count = batch.events.len();
+    if count > BATCH_EVENTS_MAX {
+        let detail = format!("{count} events, at most {BATCH_EVENTS_MAX}");
+        return Err(AppendError::BatchTooLarge { detail });
+    }
+    check_shape(batch, actor).map_err(|detail| AppendError::Invalid { detail })?;
+    let mut len = 0;
+    for (index, event) in batch.events.iter().enumerate() {
+        let data_len = event.data.get().len();
+        if data_len > DATA_LEN_MAX {
+            let detail = format!("event {index}: {data_len} bytes of data, at most {DATA_LEN_MAX}");
+            return Err(AppendError::EventTooLarge { detail });
+        }
+        known::check(event)?;
+        len += record_len(event, actor);
+    }
+    if len > BATCH_LEN_MAX {
+        let detail = format!("{len} bytes, at most {BATCH_LEN_MAX}");
+        return Err(AppendError::BatchTooLarge { detail });
+    }
+    Ok(len)
+}
+
+/// What is against a batch with this expectation where the key is at `actual`.
+pub(crate) fn objection(expectation: &Expectation, actual: Rev) -> Option<AppendError> {
+    let expected = match expectation.expect {
+        Expect::None => Rev(0),
+        Expect::Rev(rev) => rev,
+    };
+    let (segment, key) = (expectation.segment.clone(), expectation.key.clone());
+    match expected.cmp(&actual) {
+        Ordering::Equal => None,
+        Ordering::Less => Some(AppendError::Conflict {
+            segment,
+            key,
+            actual,
+        }),
+        Ordering::Greater => Some(AppendError::ExpectAhead {
+            segment,
+            key,
+            expected,
+            actual,
+        }),
+    }
+}
+
+fn check_shape(batch: &Append, actor: &str) -> Result<(), String> {
     within("events", batch.events.len(), BATCH_EVENTS_MAX)?;
     if batch.expect.len() > BATCH_EVENTS_MAX {
         return Err(format!(
@@ -21,14 +71,10 @@ pub(crate) fn check(batch: &Append, actor: &str) -> Result<usize, String> {
     }
     within("bytes of actor", actor.len(), ACTOR_LEN_MAX)?;
     for expectation in &batch.expect {
-        within(
-            "bytes of an expected key",
-            expectation.key.len(),
-            KEY_LEN_MAX,
-        )?;
+        let len = expectation.key.len();
+        within("bytes of an expected key", len, KEY_LEN_MAX)?;
     }
     let mut ids = HashSet::with_capacity(batch.events.len());
-    let mut len = 0;
     for (index, event) in batch.events.iter().enumerate() {
         check_event(event).map_err(|what| format!("event {index}: {what}"))?;
         if !ids.insert(event.id) {
@@ -37,12 +83,8 @@ pub(crate) fn check(batch: &Append, actor: &str) -> Result<usize, String> {
                 event.id
             ));
         }
-        len += record_len(event, actor);
     }
-    if len > BATCH_LEN_MAX {
-        return Err(format!("{len} bytes, at most {BATCH_LEN_MAX}"));
-    }
-    Ok(len)
+    Ok(())
 }
 
 fn check_event(event: &NewEvent) -> Result<(), String> {
@@ -63,9 +105,7 @@ fn check_event(event: &NewEvent) -> Result<(), String> {
     if let Some(trace) = &event.trace {
         within("bytes of trace", trace.len(), TRACE_LEN_MAX)?;
     }
-    let data = event.data.get();
-    within("bytes of data", data.len(), DATA_LEN_MAX)?;
-    if data.starts_with('{') {
+    if event.data.get().starts_with('{') {
         Ok(())
     } else {
         Err("data is not a JSON object".to_owned())

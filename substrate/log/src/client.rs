@@ -1,10 +1,4 @@
-//! The log as one actor may use it. The scope is enforced here, in the service.
-//!
-//! - An append needs a write glob for the segment of every event. An expectation tells the current
-//!   revision, so its segment must be writable or readable.
-//! - A reader gets the events that match its filter and a read glob. Naming a glob that no read
-//!   glob covers is refused, so that a reader learns of its mistake instead of waiting for ever;
-//!   `SegmentGlob::covers` is the rule. Naming none means all that the scope may read.
+//! The log as one actor may use it: `scope` says what, this module does it.
 
 use std::sync::Arc;
 
@@ -13,12 +7,13 @@ use tabbify_api::log::{
     Append, AppendError, Appended, EventLog, Filter, LogScope, PAGE_EVENTS_MAX, Page, ReadError,
     Subscribe,
 };
-use tabbify_types::{Position, Segment, SegmentGlob};
+use tabbify_types::Position;
 use tokio::sync::oneshot;
 
 use crate::batch;
 use crate::log::Shared;
 use crate::reader::{self, Bounds, Wanted};
+use crate::scope;
 use crate::subscription::Subscription;
 use crate::writer::Request;
 
@@ -45,29 +40,9 @@ impl Client {
         }
     }
 
-    fn may_append(&self, batch: &Append) -> Result<(), AppendError> {
-        let matches = |globs: &[SegmentGlob], segment: &Segment| {
-            globs.iter().any(|glob| glob.matches(segment))
-        };
-        let expected = batch.expect.iter().map(|expectation| &expectation.segment);
-        let hidden = expected.filter(|segment| !matches(&self.scope.read, segment));
-        let written = batch.events.iter().map(|event| &event.segment);
-        match written
-            .chain(hidden)
-            .find(|segment| !matches(&self.scope.write, segment))
-        {
-            None => Ok(()),
-            Some(segment) => Err(AppendError::Forbidden {
-                actor: self.scope.actor.clone(),
-                segment: segment.clone(),
-            }),
-        }
-    }
-
     async fn append_checked(&self, batch: Append) -> Result<Appended, AppendError> {
-        self.may_append(&batch)?;
-        let len =
-            batch::check(&batch, &self.actor).map_err(|detail| AppendError::Invalid { detail })?;
+        scope::may_append(&self.scope, &batch)?;
+        let len = batch::check(&batch, &self.actor)?;
         let permits = u32::try_from(len).map_err(|_| AppendError::Stopping)?;
         let room = Arc::clone(&self.shared.room)
             .acquire_many_owned(permits)
@@ -93,15 +68,7 @@ impl Client {
     }
 
     fn wanted(&self, filter: Filter, after: Position) -> Result<Wanted, ReadError> {
-        let covered = |glob: &SegmentGlob| self.scope.read.iter().any(|read| read.covers(glob));
-        if let Some(glob) = filter.segments.iter().find(|glob| !covered(glob)) {
-            let (actor, glob) = (self.scope.actor.clone(), glob.clone());
-            return Err(ReadError::Forbidden { actor, glob });
-        }
-        let head = self.shared.head();
-        if after > head {
-            return Err(ReadError::BeyondHead { after, head });
-        }
+        scope::may_read(&self.scope, &filter, after, self.shared.head())?;
         Ok(Wanted::new(filter, self.scope.read.clone()))
     }
 

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use tabbify_types::Position;
+
 use crate::frame::FORMAT_VERSION;
 
 /// Why a log cannot be opened or verified. Nothing has been changed on disk.
@@ -30,6 +32,23 @@ pub enum OpenError {
         /// Where in it.
         byte: u64,
         /// What is there.
+        what: String,
+    },
+    /// The log is not what a checkpoint says that it was: events were cut off its end, or it has
+    /// another history. Restore it from a copy.
+    #[error(
+        "{dir} is not what checkpoint {checkpoint} has signed up to position {position}: {what}. \
+         Run: tabbify log restore",
+        dir = dir.display()
+    )]
+    Checkpoint {
+        /// The log's directory.
+        dir: PathBuf,
+        /// The checkpoint's name.
+        checkpoint: String,
+        /// The last position that it has signed.
+        position: Position,
+        /// How the log differs.
         what: String,
     },
     /// A newer program wrote it.

@@ -1,4 +1,4 @@
-//! The files: extents, the spare one, the lock. Every file operation but reading is here.
+//! The files: extents, the spare one, the lock, and what is done with them; see also `disk`.
 //!
 //! ```text
 //!   lock                            flock of the one opener; its text names the process
@@ -24,29 +24,28 @@
 //! ```
 
 use std::ffi::OsStr;
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read as _};
-use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
+use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{FallocateFlags, FlockOperation};
-use rustix::io::Errno;
 use tabbify_types::Position;
 
+use crate::disk::{Disk, DiskFile, Guard, LockAttempt, SyncPoint};
 use crate::error::OpenError;
 use crate::fields::Fields;
-use crate::frame::{FORMAT_VERSION, FrameError, FrameHash, SECTOR};
-use crate::options::Faults;
+use crate::frame::{FORMAT_VERSION, FRAME_LEN_MAX, FrameError, FrameHash, SECTOR};
 
 pub(crate) const EXTENT_HEADER_LEN: usize = SECTOR;
 const EXTENT_MAGIC: [u8; 8] = *b"tabEXTNT";
 const EXTENSION: &str = "extent";
 const SPARE: &str = "next.spare";
 const LOCK: &str = "lock";
-/// Bytes of zeroes written at once; what is unsynced is bounded so that commits do not wait long.
+/// Bytes of zeroes written at once; what is not written back is bounded so that commits do not wait
+/// long for the disk.
 const ZEROES_LEN: usize = 256 * 1024;
-const UNSYNCED_LEN_MAX: u64 = 4 * 1024 * 1024;
+const DIRTY_LEN_MAX: u64 = 4 * 1024 * 1024;
 
 /// The hash that the first frame names.
 pub(crate) fn genesis(log_id: [u8; 16]) -> FrameHash {
@@ -120,10 +119,9 @@ impl ExtentHeader {
 }
 
 /// The extents of `dir` in order, each with the position that its name gives.
-pub(crate) fn list(dir: &Path) -> Result<Vec<(Position, PathBuf)>, OpenError> {
+pub(crate) fn list(disk: &dyn Disk, dir: &Path) -> Result<Vec<(Position, PathBuf)>, OpenError> {
     let mut found = Vec::new();
-    for entry in fs::read_dir(dir).map_err(OpenError::io("list", dir))? {
-        let path = entry.map_err(OpenError::io("list", dir))?.path();
+    for path in disk.list(dir).map_err(OpenError::io("list", dir))? {
         if path.extension() != Some(OsStr::new(EXTENSION)) {
             continue;
         }
@@ -143,73 +141,72 @@ pub(crate) fn named(path: &Path) -> Option<Position> {
     Some(Position(number)).filter(|first| file_name(*first) == name)
 }
 
-fn file_name(first: Position) -> String {
+/// Where the extent is whose first event is at `first`.
+pub(crate) fn path(dir: &Path, first: Position) -> PathBuf {
+    dir.join(file_name(first))
+}
+
+/// The name of the extent whose first event is at `first`.
+pub(crate) fn file_name(first: Position) -> String {
     format!("{:020}.{EXTENSION}", first.get())
 }
 
-/// Makes the directory if there is none; its parent is synced, so that it stays.
-pub(crate) fn make_dir(dir: &Path) -> Result<(), OpenError> {
-    if dir.is_dir() {
+/// Makes the directory if there is none, and those above it.
+pub(crate) fn make_dir(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
+    if disk.is_dir(dir) {
         return Ok(());
     }
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
-    made.map_err(OpenError::io("create", dir))?;
-    let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty());
-    sync_dir(parent.unwrap_or_else(|| Path::new(".")))
-        .map_err(OpenError::io("sync the parent of", dir))
+    if let Some(parent) = parent(dir) {
+        make_dir(disk, parent)?;
+    }
+    match disk.make_dir(dir) {
+        // Somebody else has just made it.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && disk.is_dir(dir) => Ok(()),
+        made => made,
+    }
 }
 
-/// The log's directory is ours.
-#[derive(Debug)]
-pub(crate) struct Lock(File);
+/// Makes certain that a new log is found again. All the directories above it, since an earlier
+/// process may have made some of them and ended before it could do this.
+pub(crate) fn sync_parents(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
+    let mut below = dir;
+    while let Some(above) = parent(below) {
+        match disk.sync_dir(above, SyncPoint::LogDirectory) {
+            // Where we may not even look, the operator has made what is there.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(()),
+            synced => synced?,
+        }
+        below = above;
+    }
+    Ok(())
+}
 
-impl Drop for Lock {
-    fn drop(&mut self) {
-        // Closing is not enough: a child that another thread is just starting has the file open
-        // until it executes its program. Closing follows, so a failure here costs only that moment.
-        let _ = rustix::fs::flock(&self.0, FlockOperation::Unlock);
+/// The directory that holds `path`; of a relative path's first name, the working directory.
+fn parent(path: &Path) -> Option<&Path> {
+    let here = Path::new(".");
+    match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => Some(here).filter(|_| path != here),
+        parent => parent,
     }
 }
 
 /// Takes the log for this process, or says who has it.
-pub(crate) fn lock(dir: &Path) -> Result<Lock, OpenError> {
+pub(crate) fn lock(disk: &dyn Disk, dir: &Path) -> Result<Box<dyn Guard>, OpenError> {
     let path = dir.join(LOCK);
-    let opened = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path);
-    let mut file = opened.map_err(OpenError::io("open", &path))?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(Errno::WOULDBLOCK) => {
-            let mut holder = String::new();
-            // The text only helps to find the holder; without it the refusal stands.
-            let _ = file.read_to_string(&mut holder);
-            let holder = match holder.trim() {
-                "" => "another process".to_owned(),
-                pid => format!("process {pid}"),
-            };
-            return Err(OpenError::Locked {
-                dir: dir.to_owned(),
-                holder,
-            });
-        }
-        Err(errno) => return Err(OpenError::io("lock", &path)(errno.into())),
+    match disk.lock(&path).map_err(OpenError::io("lock", &path))? {
+        LockAttempt::Ours(guard) => Ok(guard),
+        LockAttempt::HeldBy(holder) => Err(OpenError::Locked {
+            dir: dir.to_owned(),
+            holder,
+        }),
     }
-    // Fixed width, so that it replaces what an earlier process wrote.
-    let noted = file.write_all_at(format!("{:>10}\n", std::process::id()).as_bytes(), 0);
-    noted.map_err(OpenError::io("write", &path))?;
-    Ok(Lock(file))
 }
 
-/// An allocated file of zeroes that is on disk but not yet part of the log.
+/// An allocated file of zeroes that is not yet part of the log.
 #[derive(Debug)]
 pub(crate) struct Spare {
     pub(crate) len: u64,
-    file: File,
+    file: Arc<dyn DiskFile>,
     path: PathBuf,
 }
 
@@ -217,77 +214,99 @@ impl Spare {
     /// Makes the spare file anew. Allocates first, so that a full disk is known at once, then
     /// writes the zeroes: a commit into written space changes no metadata and syncs faster.
     pub(crate) fn prepare(
+        disk: &dyn Disk,
         dir: &Path,
         len: u64,
-        faults: &Faults,
         stop: &AtomicBool,
     ) -> io::Result<Self> {
+        remove_spare(disk, dir)?;
         let path = dir.join(SPARE);
-        remove_spare(dir)?;
-        (faults.on_allocate)()?;
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path)?;
-        match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, len) {
-            // A file system that cannot allocate gets the space by the writing below.
-            Ok(()) | Err(Errno::OPNOTSUPP) => {}
-            Err(errno) => {
+        let file = disk.create(&path)?;
+        match zero(&*file, len, stop) {
+            Ok(()) => Ok(Self { len, file, path }),
+            Err(error) => {
                 // What was allocated is of more use to others; the refusal is the error to report.
-                let _ = fs::remove_file(&path);
-                return Err(errno.into());
+                let _ = disk.remove(&path);
+                Err(error)
             }
         }
-        let zeroes = vec![0; ZEROES_LEN];
-        let (mut written, mut synced) = (0, 0);
-        while written < len {
-            if stop.load(Ordering::Relaxed) {
-                return Err(io::ErrorKind::Interrupted.into());
-            }
-            let piece = usize::try_from(len - written).map_or(ZEROES_LEN, |n| n.min(ZEROES_LEN));
-            file.write_all_at(&zeroes[..piece], written)?;
-            written += piece as u64;
-            if written - synced >= UNSYNCED_LEN_MAX {
-                file.sync_data()?;
-                synced = written;
-            }
-        }
-        file.sync_all()?;
-        Ok(Self { len, file, path })
     }
 
-    /// Writes the header; the file is still no part of the log.
+    /// Writes the header and syncs it with the zeroes; the file is still no part of the log.
     pub(crate) fn write_header(&self, header: &ExtentHeader) -> io::Result<()> {
         self.file.write_all_at(&header.encode(), 0)?;
-        self.file.sync_data()
+        self.file.sync_data(SyncPoint::ExtentContent)
     }
 
     /// Makes it part of the log, as the extent whose first event is `first`.
-    pub(crate) fn publish(self, dir: &Path, first: Position) -> io::Result<(File, PathBuf)> {
+    pub(crate) fn publish(
+        self,
+        disk: &dyn Disk,
+        dir: &Path,
+        first: Position,
+    ) -> io::Result<(Arc<dyn DiskFile>, PathBuf)> {
         let path = dir.join(file_name(first));
-        fs::rename(&self.path, &path)?;
-        sync_dir(dir)?;
+        disk.rename(&self.path, &path)?;
+        disk.sync_dir(dir, SyncPoint::ExtentName)?;
         Ok((self.file, path))
     }
 }
 
+fn zero(file: &dyn DiskFile, len: u64, stop: &AtomicBool) -> io::Result<()> {
+    file.allocate(len)?;
+    let zeroes = vec![0; ZEROES_LEN];
+    let (mut written, mut clean) = (0, 0);
+    while written < len {
+        if stop.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        let piece = usize::try_from(len - written).map_or(ZEROES_LEN, |n| n.min(ZEROES_LEN));
+        file.write_all_at(&zeroes[..piece], written)?;
+        written += piece as u64;
+        if written - clean >= DIRTY_LEN_MAX || written == len {
+            file.write_back()?;
+            clean = written;
+        }
+    }
+    Ok(())
+}
+
 /// Removes what an earlier process prepared: only what this one has zeroed is known to be zero.
-pub(crate) fn remove_spare(dir: &Path) -> io::Result<()> {
-    match fs::remove_file(dir.join(SPARE)) {
+pub(crate) fn remove_spare(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
+    match disk.remove(&dir.join(SPARE)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
 }
 
-fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
+/// Makes certain that the end of the log is on disk as recovery found it, before anybody is told of
+/// it. The process before may have ended between a write and its sync, or because a sync failed: what
+/// is read then may be in memory alone, and counted as written. So the last frame is written again,
+/// each byte as it is, and behind it as many zeroes as a frame may be long: over a torn one, and over
+/// one whose removal may not have reached the disk.
+pub(crate) fn settle(
+    file: &dyn DiskFile,
+    frame: Option<Range<u64>>,
+    end: u64,
+    len: u64,
+) -> io::Result<()> {
+    let size = |len: u64| usize::try_from(len).map_err(|_| io::ErrorKind::InvalidInput);
+    if let Some(Range { start, end }) = frame {
+        let mut bytes = vec![0; size(end - start)?];
+        file.read_exact_at(&mut bytes, start)?;
+        file.write_all_at(&bytes, start)?;
+    }
+    let behind = len.saturating_sub(end).min(FRAME_LEN_MAX as u64);
+    if behind > 0 {
+        file.write_all_at(&vec![0; size(behind)?], end)?;
+    }
+    file.sync_data(SyncPoint::RecoveredTail)
 }
 
-/// Puts zeroes where a torn frame was, and on disk, before anything is written there again.
-pub(crate) fn cut(file: &File, from: u64, to: u64) -> io::Result<()> {
-    let len = usize::try_from(to - from).map_err(|_| io::ErrorKind::InvalidInput)?;
-    file.write_all_at(&vec![0; len], from)?;
-    file.sync_data()
+/// Whether an error says that there is no space, which passes, and not that the disk has failed.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
+    )
 }

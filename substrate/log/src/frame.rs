@@ -188,6 +188,11 @@ impl<'a> Frame<'a> {
         })
     }
 
+    /// The bytes of its event records.
+    pub(crate) const fn records(&self) -> &'a [u8] {
+        self.records
+    }
+
     /// Its events in position order; ends after the first that is malformed.
     pub(crate) fn events(&self) -> Events<'a> {
         Events {
@@ -278,6 +283,17 @@ impl FrameBuilder {
     pub(crate) fn push(&mut self, event: &Recorded, place: BatchPlace) {
         record::encode(&mut self.buf, event, place);
         self.count += 1;
+    }
+
+    /// Adds `count` events by their records, as another frame has them.
+    pub(crate) fn push_encoded(&mut self, records: &[u8], count: u32) {
+        self.buf.extend_from_slice(records);
+        self.count += count;
+    }
+
+    /// The bytes of the event records so far.
+    pub(crate) fn records(&self) -> &[u8] {
+        self.buf.get(FRAME_HEADER_LEN..).unwrap_or_default()
     }
 
     /// The whole frame and its hash.

@@ -1,13 +1,16 @@
-//! Whether a batch may be written, given everything before it: pure but for reading back what a
-//! repetition claims to repeat.
+//! Whether a batch may be written, given everything before it. Pure: what an engine knows comes
+//! through [`Past`], so every engine decides alike.
 
+use std::cell::OnceCell;
 use std::sync::Arc;
 
-use tabbify_api::log::{Append, AppendError, Appended, Expect};
-use tabbify_types::{Position, Recorded, Rev};
+use tabbify_api::log::{Append, AppendError, Appended};
+use tabbify_types::{EventId, Position, Recorded, Rev};
 
-use crate::batch::same_content;
-use crate::index::{Index, Place};
+use crate::batch::{self, same_content};
+use crate::error::OpenError;
+use crate::extent;
+use crate::index::Place;
 use crate::log::Shared;
 use crate::reader;
 
@@ -19,97 +22,142 @@ pub(crate) enum Verdict {
     Write,
 }
 
-/// The log as the next batch finds it.
+/// The log as the next batch finds it: what is durable, and behind it what the next commit will
+/// make so. An error is the answer of the batch.
+pub(crate) trait Past {
+    /// The last position.
+    fn head(&self) -> Position;
+
+    /// The last revision under a key; 0 if there is none.
+    fn rev(&self, segment: &str, key: &str) -> Result<Rev, AppendError>;
+
+    /// Where an id is; `None` if it is nowhere.
+    fn place(&self, id: EventId) -> Result<Option<Place>, AppendError>;
+
+    /// The `count` events from `first` on, which are one known batch.
+    fn recorded(&self, first: Position, count: usize) -> Result<Vec<Arc<Recorded>>, AppendError>;
+}
+
+/// Ids before expectations: a repetition gets its first answer whatever has happened since.
+pub(crate) fn verdict(batch: &Append, past: &impl Past) -> Verdict {
+    let refusal = match repeated(batch, past) {
+        Ok(Some(first_answer)) => return Verdict::Answered(Ok(first_answer)),
+        Ok(None) => objection(batch, past).err(),
+        Err(refusal) => Some(refusal),
+    };
+    refusal.map_or(Verdict::Write, |refusal| Verdict::Answered(Err(refusal)))
+}
+
+/// What is against a batch of which nothing is known.
+fn objection(batch: &Append, past: &impl Past) -> Result<(), AppendError> {
+    for expectation in &batch.expect {
+        let (segment, key) = (&expectation.segment, &expectation.key);
+        let actual = past.rev(segment.as_str(), key)?;
+        if let Some(refusal) = batch::objection(expectation, actual) {
+            return Err(refusal);
+        }
+    }
+    let head = past.head();
+    let mut causes = batch.events.iter().filter_map(|event| event.cause);
+    match causes.find(|cause| *cause > head) {
+        None => Ok(()),
+        Some(cause) => Err(AppendError::Invalid {
+            detail: format!("cause {cause} is beyond the head of the log, {head}"),
+        }),
+    }
+}
+
+/// The first answer to the batch if all of it is known; `None` if nothing of it is.
+fn repeated(batch: &Append, past: &impl Past) -> Result<Option<Appended>, AppendError> {
+    let events = &batch.events;
+    let mut places = Vec::with_capacity(events.len());
+    for event in events {
+        places.push(past.place(event.id)?);
+    }
+    let Some(known) = places.iter().position(Option::is_some) else {
+        return Ok(None);
+    };
+    let refuse = |index: usize| {
+        Err(AppendError::IdConflict {
+            id: events[index].id,
+        })
+    };
+    let Some(Some(start)) = places.first() else {
+        return refuse(known);
+    };
+    let first = start.position;
+    for (index, place) in places.iter().enumerate() {
+        let Some(Place { position, batch }) = place else {
+            return refuse(known);
+        };
+        // The same batch: as long, and each event at its own place in it.
+        let same_batch = usize::from(batch.len) == events.len()
+            && usize::from(batch.index) == index
+            && position.get() == first.get() + index as u64;
+        if !same_batch {
+            return refuse(index);
+        }
+    }
+    let recorded = past.recorded(first, events.len())?;
+    let mut pairs = events.iter().zip(&recorded);
+    if let Some(index) = pairs.position(|(event, known)| !same_content(event, known)) {
+        return refuse(index);
+    }
+    let revs = recorded.iter().map(|event| event.rev).collect();
+    let last = Position(first.get() + events.len() as u64 - 1);
+    Ok(Some(Appended { first, last, revs }))
+}
+
+/// [`Past`] of the embedded engine.
 pub(crate) struct Judge<'a> {
+    /// Its index includes the pending events.
     pub(crate) shared: &'a Shared,
-    /// Includes the pending events.
-    pub(crate) index: &'a Index,
     /// The last durable position.
     pub(crate) durable: Position,
     /// Events behind it that the next sync will make durable.
     pub(crate) pending: &'a [Arc<Recorded>],
+    /// Set when the log cannot tell what it holds.
+    pub(crate) failed: OnceCell<OpenError>,
 }
 
 impl Judge<'_> {
-    /// Ids before expectations: a repetition gets its first answer whatever has happened since.
-    pub(crate) fn verdict(&self, batch: &Append) -> Verdict {
-        match self.repeated(batch) {
-            Ok(Some(first_answer)) => Verdict::Answered(Ok(first_answer)),
-            Err(refusal) => Verdict::Answered(Err(refusal)),
-            Ok(None) => match self.objection(batch) {
-                Some(refusal) => Verdict::Answered(Err(refusal)),
-                None => Verdict::Write,
+    /// What becomes of the batch; an error ends the log.
+    pub(crate) fn verdict(self, batch: &Append) -> Result<Verdict, OpenError> {
+        let verdict = verdict(batch, &self);
+        match self.failed.into_inner() {
+            None => Ok(verdict),
+            Some(error) => Err(error),
+        }
+    }
+
+    fn answer<T>(&self, answer: Result<T, OpenError>) -> Result<T, AppendError> {
+        answer.map_err(|error| match error {
+            // A part of the index had to be made anew, and there is no space for it.
+            OpenError::Io { source, .. } if extent::is_full(&source) => AppendError::NoSpace {
+                detail: source.to_string(),
             },
-        }
-    }
-
-    /// What is against a batch of which nothing is known.
-    fn objection(&self, batch: &Append) -> Option<AppendError> {
-        for expectation in &batch.expect {
-            let (segment, key) = (&expectation.segment, &expectation.key);
-            let actual = self.index.head(segment.as_str(), key);
-            let expected = match expectation.expect {
-                Expect::None => Rev(0),
-                Expect::Rev(rev) => rev,
-            };
-            if actual != expected {
-                let (segment, key) = (segment.clone(), key.clone());
-                return Some(AppendError::Conflict {
-                    segment,
-                    key,
-                    actual,
-                });
+            error => {
+                self.failed.get_or_init(|| error);
+                AppendError::Stopping
             }
-        }
-        let head = Position(self.durable.get() + self.pending.len() as u64);
-        let causes = batch.events.iter().filter_map(|event| event.cause);
-        let cause = causes.into_iter().find(|cause| *cause > head)?;
-        let detail = format!("cause {cause} is beyond the head of the log, {head}");
-        Some(AppendError::Invalid { detail })
+        })
+    }
+}
+
+impl Past for Judge<'_> {
+    fn head(&self) -> Position {
+        Position(self.durable.get() + self.pending.len() as u64)
     }
 
-    /// The first answer to the batch if all of it is known; `None` if nothing of it is.
-    fn repeated(&self, batch: &Append) -> Result<Option<Appended>, AppendError> {
-        let events = &batch.events;
-        let places: Vec<Option<Place>> = events
-            .iter()
-            .map(|event| self.index.place(event.id))
-            .collect();
-        let Some(known) = places.iter().position(Option::is_some) else {
-            return Ok(None);
-        };
-        let refuse = |index: usize| {
-            Err(AppendError::IdConflict {
-                id: events[index].id,
-            })
-        };
-        let Some(Some(start)) = places.first() else {
-            return refuse(known);
-        };
-        let first = start.position;
-        for (index, place) in places.iter().enumerate() {
-            let Some(Place { position, batch }) = place else {
-                return refuse(known);
-            };
-            // The same batch: as long, and each event at its own place in it.
-            let same_batch = usize::from(batch.len) == events.len()
-                && usize::from(batch.index) == index
-                && position.get() == first.get() + index as u64;
-            if !same_batch {
-                return refuse(index);
-            }
-        }
-        let recorded = self.recorded(first, events.len())?;
-        let mut pairs = events.iter().zip(&recorded);
-        if let Some(index) = pairs.position(|(event, known)| !same_content(event, known)) {
-            return refuse(index);
-        }
-        let revs = recorded.iter().map(|event| event.rev).collect();
-        let last = Position(first.get() + events.len() as u64 - 1);
-        Ok(Some(Appended { first, last, revs }))
+    fn rev(&self, segment: &str, key: &str) -> Result<Rev, AppendError> {
+        self.answer(self.shared.index.head(segment, key))
     }
 
-    /// The events of one known batch: pending, in memory, or on disk.
+    fn place(&self, id: EventId) -> Result<Option<Place>, AppendError> {
+        self.answer(self.shared.index.place(id))
+    }
+
+    /// Pending, in memory, or on disk.
     fn recorded(&self, first: Position, count: usize) -> Result<Vec<Arc<Recorded>>, AppendError> {
         let pending = first.get().checked_sub(self.durable.next().get());
         if let Some(skip) = pending.and_then(|skip| usize::try_from(skip).ok()) {

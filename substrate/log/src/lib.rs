@@ -4,7 +4,7 @@
 //! Plane: substrate. Threads: one writer per open [`Log`], which blocks in `fdatasync`, and for a
 //! moment one that prepares the next extent; history is read on tokio's blocking pool. Tasks: none for
 //! the log itself; [`Consumers`] one that writes their states, [`Service`] and [`RemoteLog`] one a
-//! connection. Owns the bounded queue into the writer and the watch cell of the durable position.
+//! connection and one a session of appends. Owns the bounded queue into the writer and the watch cell of the durable position.
 //!
 //! ```text
 //!  append ─▶ queue ─▶ writer: judge against the tip ─▶ frame ─▶ pwrite ─▶ fdatasync ─▶ answers
@@ -20,40 +20,58 @@
 //! 5. A reader costs the writer nothing, however slow it is.
 //! 6. A consumer skips no event, whatever crashes, and keeps the order of each key.
 //! 7. Over the network the log answers as it does in process; the actor comes from the token alone.
+//! 8. A log that is not what its newest checkpoint has signed does not open.
 //!
-//! Reading order: `fields`, `record` and `frame` are the bytes, `extent` the files, `scan` and `tail`
-//! what opening does with them, `index` what is kept in memory, `batch` and `judge` what may be
-//! appended, `writer` the commit and `spare` its next file, `reader` and `subscription` the way out,
-//! `client` who may, `log` the handle on it all, `consumers` the work that is handed out and
-//! acknowledged, `wire` what crosses a network, `service` and `remote` its two ends.
-//! The format: docs/protocols/log-format.md.
+//! Reading order: `fields`, `record` and `frame` are the bytes, `disk` the file system, `extent` the
+//! files on it, `scan` and `tail` what opening does with them, `index` what is kept in memory, `batch`
+//! and `judge` what may be appended, `writer` the commit and `spare` its next file, `reader` and
+//! `subscription` the way out, `client` who may, `log` the handle on it all, `merkle` and `checkpoint`
+//! what is signed of it, `restore` how it is put together again, `consumers` the work that is handed
+//! out and acknowledged, `rate` how fast a tenant may append, `wire` what crosses a network, `service`
+//! and `remote` its two ends, `postgres` the same log in a database on several machines, and `transfer`
+//! the move between the two.
+//! The format: docs/protocols/log-format.md. The network: docs/protocols/log-http.md.
 
 mod fields;
 mod record;
 
 mod frame;
 
+mod disk;
 mod extent;
 
 mod scan;
 mod tail;
 
 mod index;
+mod keepers;
+mod opening;
+mod scrub;
+mod verify;
 
 mod batch;
 mod judge;
+mod scope;
 
 mod spare;
 mod writer;
 
+mod marks;
 mod reader;
+mod recent;
 mod subscription;
 
 mod client;
 
 mod log;
 
+mod checkpoint;
+mod merkle;
+mod restore;
+
 mod consumers;
+
+mod rate;
 
 mod wire;
 
@@ -61,12 +79,27 @@ mod service;
 
 mod remote;
 
+pub mod postgres;
+
+pub mod transfer;
+
 mod error;
 mod options;
 
+#[cfg(test)]
+mod proof;
+
+pub use checkpoint::{
+    Anchor, Audited, Certificate, Checkpoint, CheckpointError, CheckpointStore, LogKey,
+    LogKeyError, Proof, ProofError, Proven, PublishError, Publisher, Signed, StoreError, Trust,
+    TrustError, audit, audit_open, prove,
+};
 pub use consumers::{Consumers, ConsumersError};
 pub use error::{OpenError, TornTail};
 pub use log::{Log, LogId, Verified};
 pub use options::Options;
+pub use rate::{RateLimited, Rates};
+pub use record::EventRef;
 pub use remote::{Bearer, Connect, RemoteLog, Stream, UnixSocket};
+pub use restore::{RestoreError, Restored, Taken, restore};
 pub use service::Service;

@@ -1,26 +1,32 @@
 //! The log of this process: opened once, closed once, used through clients.
 
-use std::collections::VecDeque;
 use std::fmt;
+use std::io;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::{self, JoinHandle};
 
-use tabbify_api::log::{EventLog, LogEngine, LogScope};
+use tabbify_api::BoxFuture;
+use tabbify_api::log::{EventLog, LogEngine, LogScope, ReadError};
 use tabbify_types::{Position, Recorded};
 use tokio::sync::{Semaphore, mpsc, watch};
 
+use crate::checkpoint;
 use crate::client::Client;
+use crate::disk::{Disk, OpenFiles, RealDisk, SyncPoint};
 use crate::error::{OpenError, TornTail};
 use crate::extent;
-use crate::index::Frames;
-use crate::options::Options;
+use crate::index::Index;
+use crate::opening;
+use crate::options::{OnFailure, Options};
+use crate::reader;
+use crate::recent::Recent;
+use crate::record::EventRef;
 use crate::scan::{self, Depth};
+use crate::verify;
 use crate::writer::{QUEUE_LEN_MAX, QUEUE_REQUESTS_MAX, Request, Writer};
-
-/// LIMIT: recent events kept in memory for readers at the head, and their bytes.
-const RECENT_EVENTS_MAX: usize = 2048;
-const RECENT_LEN_MAX: usize = 4 * 1024 * 1024;
 
 /// Names a log for ever: chosen when it was created, bound into the chain of its frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -37,6 +43,7 @@ impl fmt::Display for LogId {
 pub struct Log {
     shared: Arc<Shared>,
     writer: Mutex<Option<JoinHandle<()>>>,
+    verified: Arc<verify::Verified>,
 }
 
 /// What [`Log::verify`] found.
@@ -55,28 +62,17 @@ pub struct Verified {
 }
 
 impl Log {
-    /// Opens the log in `dir`, or creates one if there is none, and verifies every byte of it.
-    /// Blocks; call it before serving.
+    /// Opens the log in `dir`, or creates one if there is none, and verifies of it what is not sealed;
+    /// the rest is verified while the log is in use ([`Options::verify_whole`] asks for all of it at
+    /// once). Blocks; call it before serving.
     ///
     /// # Errors
     /// [`OpenError`]; nothing has been changed then.
     pub fn open(dir: &Path, options: Options) -> Result<Self, OpenError> {
-        extent::make_dir(dir)?;
-        let lock = extent::lock(dir)?;
-        let found = scan::scan(dir, Depth::Bytes)?;
-        extent::remove_spare(dir).map_err(OpenError::io("remove the spare extent in", dir))?;
-        let (requests, queue) = mpsc::channel(QUEUE_REQUESTS_MAX);
-        let mut shared = Shared {
-            dir: dir.to_owned(),
-            log_id: LogId([0; 16]),
-            requests: Mutex::new(Some(requests)),
-            room: Arc::new(Semaphore::new(QUEUE_LEN_MAX)),
-            durable: watch::channel(Position(0)).1,
-            frames: RwLock::default(),
-            recent: RwLock::default(),
-        };
-        let writer = Writer::start(&mut shared, queue, lock, found, options)?;
-        let shared = Arc::new(shared);
+        let (shared, mut writer) = Self::ready(dir, options)?;
+        writer
+            .keep_index(&shared)
+            .map_err(OpenError::io("start the threads of", dir))?;
         let with_writer = Arc::clone(&shared);
         let thread = thread::Builder::new()
             .name("log-writer".to_owned())
@@ -85,7 +81,58 @@ impl Log {
         Ok(Self {
             shared,
             writer: Mutex::new(Some(thread)),
+            verified: Arc::default(),
         })
+    }
+
+    /// A log whose writer works when it is told to, in the proofs.
+    #[cfg(test)]
+    pub(crate) fn open_in_steps(
+        dir: &Path,
+        options: Options,
+    ) -> Result<(Self, Arc<Shared>, Writer), OpenError> {
+        let (shared, writer) = Self::ready(dir, options)?;
+        let log = Self {
+            shared: Arc::clone(&shared),
+            writer: Mutex::new(None),
+            verified: Arc::default(),
+        };
+        Ok((log, shared, writer))
+    }
+
+    /// Recovery: everything up to where appends can be taken.
+    fn ready(dir: &Path, options: Options) -> Result<(Arc<Shared>, Writer), OpenError> {
+        let disk = Arc::clone(&options.disk);
+        extent::make_dir(&*disk, dir).map_err(OpenError::io("create", dir))?;
+        let lock = extent::lock(&*disk, dir)?;
+        // Before anything is made of what is there: the process before may have ended between giving
+        // an extent its name and syncing that.
+        disk.sync_dir(dir, SyncPoint::RecoveredNames)
+            .map_err(OpenError::io("sync", dir))?;
+        let found = opening::open(dir, &options)?;
+        if let Some(signed) = &options.checkpoint {
+            let end = found.as_ref().map(|log| (LogId(log.log_id), log.tip.head));
+            checkpoint::hold_against(&*disk, dir, end, signed)?;
+        }
+        extent::remove_spare(&*disk, dir)
+            .map_err(OpenError::io("remove the spare extent in", dir))?;
+        let (requests, queue) = mpsc::channel(QUEUE_REQUESTS_MAX);
+        let on_failure = Arc::clone(&options.on_failure);
+        let (writer, index) = Writer::start(dir, queue, lock, found, options)?;
+        let (log_id, durable) = writer.state();
+        let shared = Shared {
+            dir: dir.to_owned(),
+            log_id,
+            requests: Mutex::new(Some(requests)),
+            room: Arc::new(Semaphore::new(QUEUE_LEN_MAX)),
+            durable,
+            index,
+            recent: RwLock::default(),
+            files: OpenFiles::new(disk),
+            failed: AtomicBool::new(false),
+            on_failure,
+        };
+        Ok((Arc::new(shared), writer))
     }
 
     /// Verifies the log in `dir` without opening it for use: every byte, and that every event can
@@ -94,19 +141,23 @@ impl Log {
     /// # Errors
     /// [`OpenError`], with the first thing that is wrong.
     pub fn verify(dir: &Path) -> Result<Verified, OpenError> {
+        Self::verify_on(&RealDisk, dir)
+    }
+
+    pub(crate) fn verify_on(disk: &dyn Disk, dir: &Path) -> Result<Verified, OpenError> {
         let missing = || OpenError::Missing {
             dir: dir.to_owned(),
         };
-        if !dir.is_dir() || extent::list(dir)?.is_empty() {
+        if !disk.is_dir(dir) || extent::list(disk, dir)?.is_empty() {
             return Err(missing());
         }
-        let _lock = extent::lock(dir)?;
-        let found = scan::scan(dir, Depth::Events)?.ok_or_else(missing)?;
+        let _lock = extent::lock(disk, dir)?;
+        let found = scan::scan(disk, dir, Depth::Events)?.ok_or_else(missing)?;
         Ok(Verified {
             log_id: LogId(found.log_id),
             head: found.tip.head,
-            extents: found.frames.extent_count(),
-            frames: found.frames.len(),
+            extents: found.extents,
+            frames: found.frames,
             torn: found.torn,
         })
     }
@@ -129,6 +180,25 @@ impl Log {
         self.shared.log_id
     }
 
+    /// Gives every event after `after` and up to `upto` to `take`, verified, as it lies in its frame,
+    /// without taking it apart any further, until `take` breaks off. Answers the last position that was
+    /// given. Blocks. For whoever reads much of the log and keeps little of it.
+    ///
+    /// # Errors
+    /// [`ReadError::BeyondHead`] for an `upto` beyond the head, and [`ReadError::Damaged`].
+    pub fn replay(
+        &self,
+        after: Position,
+        upto: Position,
+        take: impl FnMut(&EventRef<'_>) -> ControlFlow<()>,
+    ) -> Result<Position, ReadError> {
+        let head = self.head();
+        if upto > head {
+            return Err(ReadError::BeyondHead { after: upto, head });
+        }
+        reader::replay(&self.shared, after, upto, take)
+    }
+
     /// Returns when the writer has ended: after [`Log::close`], or because it failed. Whoever owns
     /// the log watches this as an essential task; nothing can be appended any more.
     pub async fn stopped(&self) {
@@ -143,6 +213,11 @@ impl Log {
         self.shared.stop();
         self.stopped().await;
         self.join();
+    }
+
+    /// For whoever follows the log in its files.
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
     }
 
     fn join(&self) {
@@ -161,6 +236,23 @@ impl LogEngine for Log {
     fn client(&self, scope: LogScope) -> Arc<dyn EventLog> {
         Self::client(self, scope)
     }
+
+    fn head(&self) -> Position {
+        Self::head(self)
+    }
+
+    fn verify(
+        &self,
+        after: Position,
+        upto: Position,
+    ) -> BoxFuture<'_, Result<Position, ReadError>> {
+        let (shared, verified) = (Arc::clone(&self.shared), Arc::clone(&self.verified));
+        Box::pin(async move {
+            let piece = move || verify::piece(&shared, &verified, after, upto);
+            let pass = tokio::task::spawn_blocking(piece);
+            pass.await.unwrap_or(Err(ReadError::Stopping))
+        })
+    }
 }
 
 impl Drop for Log {
@@ -171,7 +263,6 @@ impl Drop for Log {
 }
 
 /// What clients, readers and the writer have in common.
-#[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) dir: PathBuf,
     pub(crate) log_id: LogId,
@@ -180,8 +271,22 @@ pub(crate) struct Shared {
     /// Bytes of batches that may wait, as permits.
     pub(crate) room: Arc<Semaphore>,
     pub(crate) durable: watch::Receiver<Position>,
-    pub(crate) frames: RwLock<Frames>,
+    pub(crate) index: Index,
     recent: RwLock<Recent>,
+    /// Extents that are being read.
+    pub(crate) files: OpenFiles,
+    failed: AtomicBool,
+    on_failure: OnFailure,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared")
+            .field("dir", &self.dir)
+            .field("log_id", &self.log_id)
+            .field("durable", &self.durable)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Shared {
@@ -195,6 +300,24 @@ impl Shared {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
+    }
+
+    /// Whether the log has ended because its disk has failed or its files are damaged.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::SeqCst)
+    }
+
+    /// Ends the log: what it holds on disk is unknown, or is not what was written.
+    pub(crate) fn fail(&self, error: &io::Error) {
+        if self.failed.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        tracing::error!(error = error as &dyn std::error::Error, dir = %self.dir.display(),
+            "the log's disk has failed");
+        (self.on_failure)(error);
+        self.stop();
+        // Whoever waits for the index waits in vain.
+        self.index.stop();
     }
 
     fn stop(&self) {
@@ -215,39 +338,6 @@ impl Shared {
     /// Up to `limit` events after `after`, if the first of them is still in memory.
     pub(crate) fn recent(&self, after: Position, limit: usize) -> Option<Vec<Arc<Recorded>>> {
         let recent = self.recent.read().unwrap_or_else(PoisonError::into_inner);
-        let first = recent.events.front()?.position;
-        let skip = after.next().get().checked_sub(first.get())?;
-        let skip = usize::try_from(skip).ok()?;
-        Some(
-            recent
-                .events
-                .iter()
-                .skip(skip)
-                .take(limit)
-                .cloned()
-                .collect(),
-        )
-    }
-}
-
-/// The last events, in position order without a gap.
-#[derive(Debug, Default)]
-struct Recent {
-    events: VecDeque<Arc<Recorded>>,
-    len: usize,
-}
-
-impl Recent {
-    fn push(&mut self, event: Arc<Recorded>) {
-        let weight =
-            |event: &Recorded| size_of::<Recorded>() + event.key.len() + event.data.get().len();
-        self.len += weight(&event);
-        self.events.push_back(event);
-        while self.events.len() > RECENT_EVENTS_MAX || self.len > RECENT_LEN_MAX {
-            let Some(gone) = self.events.pop_front() else {
-                break;
-            };
-            self.len -= weight(&gone);
-        }
+        recent.after(after, limit)
     }
 }

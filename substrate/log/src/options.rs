@@ -6,14 +6,17 @@ use std::sync::Arc;
 
 use tabbify_process::Clock;
 
+use crate::checkpoint::Signed;
+use crate::disk::{Disk, RealDisk};
 use crate::frame::SECTOR;
+use crate::index::{CACHE_LEN_MAX, HashKey, KeyHash, SEAL_LEN};
 
 /// LIMIT: the greatest extent, in bytes; at 64 MiB a new one is rare and is written in half a second.
 const EXTENT_LEN_MAX: u64 = 64 * 1024 * 1024;
 /// Length of the first extent, in bytes: a new platform should not take 64 MiB to say hello.
 const EXTENT_LEN_FIRST: u64 = 1024 * 1024;
 
-type OnFailure = Arc<dyn Fn(&io::Error) + Send + Sync>;
+pub(crate) type OnFailure = Arc<dyn Fn(&io::Error) + Send + Sync>;
 
 /// What a log needs to know beyond its directory.
 #[derive(Clone)]
@@ -22,7 +25,25 @@ pub struct Options {
     pub(crate) extent_len_first: u64,
     pub(crate) extent_len_max: u64,
     pub(crate) on_failure: OnFailure,
-    pub(crate) faults: Faults,
+    /// Where the files are.
+    pub(crate) disk: Arc<dyn Disk>,
+    /// The next extent is prepared and the index kept by threads of their own. Without, the steps of
+    /// the writer come in one order, which is what the proofs replay.
+    pub(crate) spare_ahead: bool,
+    /// What the log is known to have been.
+    pub(crate) checkpoint: Option<Signed>,
+    /// Everything is read and verified before the log is used.
+    pub(crate) verify_whole: bool,
+    /// Sealed extents are read and verified once after every start.
+    pub(crate) scrub: bool,
+    /// What stands for a (segment, key) in the index.
+    pub(crate) hash_key: HashKey,
+    /// Bytes of closed extents that become runs.
+    pub(crate) seal_len: u64,
+    /// Bytes of pages that the index keeps in memory.
+    pub(crate) index_cache_len: usize,
+    /// Names a new log.
+    pub(crate) new_log_id: fn() -> [u8; 16],
 }
 
 impl Options {
@@ -36,7 +57,15 @@ impl Options {
             // Linux may mark pages clean after a failed sync: whoever goes on works with a memory
             // that is not on disk. The end of the process is what makes recovery look again.
             on_failure: Arc::new(|_| std::process::abort()),
-            faults: Faults::default(),
+            disk: Arc::new(RealDisk),
+            spare_ahead: true,
+            checkpoint: None,
+            verify_whole: false,
+            scrub: true,
+            hash_key: KeyHash::of,
+            seal_len: SEAL_LEN,
+            index_cache_len: CACHE_LEN_MAX,
+            new_log_id: tabbify_process::random,
         }
     }
 
@@ -51,6 +80,23 @@ impl Options {
         };
         self.extent_len_first = whole(first);
         self.extent_len_max = whole(max).max(whole(first));
+        self
+    }
+
+    /// The newest checkpoint of the log: it opens only if it is at least that long and has that
+    /// history.
+    #[must_use]
+    pub fn checkpoint(mut self, newest: Option<Signed>) -> Self {
+        self.checkpoint = newest;
+        self
+    }
+
+    /// Reads and verifies every byte of the log before it is used, as [`Log::verify`](crate::Log::verify)
+    /// does. Without, that is done for what the index does not cover, and for the rest afterwards, in
+    /// the background: damage found there ends the log as a failed sync does.
+    #[must_use]
+    pub const fn verify_whole(mut self) -> Self {
+        self.verify_whole = true;
         self
     }
 
@@ -69,23 +115,5 @@ impl fmt::Debug for Options {
             .field("extent_len_first", &self.extent_len_first)
             .field("extent_len_max", &self.extent_len_max)
             .finish_non_exhaustive()
-    }
-}
-
-type Fault = Arc<dyn Fn() -> io::Result<()> + Send + Sync>;
-
-/// Asked before the real thing; tests answer for a disk that is full or broken.
-#[derive(Clone)]
-pub(crate) struct Faults {
-    pub(crate) on_sync: Fault,
-    pub(crate) on_allocate: Fault,
-}
-
-impl Default for Faults {
-    fn default() -> Self {
-        Self {
-            on_sync: Arc::new(|| Ok(())),
-            on_allocate: Arc::new(|| Ok(())),
-        }
     }
 }

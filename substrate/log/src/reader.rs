@@ -1,22 +1,24 @@
 //! The way out: events from memory when they are recent, from files otherwise. Reading files
 //! blocks, so callers are on the blocking pool; every frame is verified again on its way.
 
+mod frames;
+mod history;
+
 use std::collections::HashMap;
-use std::fs::File;
-use std::os::unix::fs::FileExt as _;
+use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use tabbify_api::log::{Filter, ReadError};
 use tabbify_types::{Position, Recorded, Segment, SegmentGlob};
 
-use crate::fields::size;
-use crate::frame::Frame;
-use crate::index::Span;
+use crate::error::OpenError;
+use crate::index::{Index, KeyHash};
 use crate::log::Shared;
+use crate::record::EventRef;
 
-/// LIMIT: bytes of neighboring frames read at once; a longer frame is read alone.
-const SPAN_LEN_MAX: usize = 256 * 1024;
+use frames::Frames;
+
 /// LIMIT: segments whose verdict a reader remembers.
 const DECIDED_MAX: usize = 4096;
 
@@ -26,8 +28,13 @@ pub(crate) struct Wanted {
     filter: Filter,
     readable: Vec<SegmentGlob>,
     /// Verdict per segment, so that globs are matched once and not once an event.
-    decided: HashMap<String, bool>,
+    decided: HashMap<String, Verdict>,
+    /// That of the segment before: one often follows itself.
+    last: Option<(String, Verdict)>,
 }
+
+/// A segment that is wanted, parsed.
+type Verdict = Option<Segment>;
 
 impl Wanted {
     pub(crate) fn new(filter: Filter, readable: Vec<SegmentGlob>) -> Self {
@@ -35,27 +42,63 @@ impl Wanted {
             filter,
             readable,
             decided: HashMap::new(),
+            last: None,
         }
     }
 
-    fn wants(&mut self, segment: &str, kind: &str, key: &str) -> bool {
+    /// The hashes of the keys that the filter names, if it names its segments too.
+    fn keys(&self, index: &Index) -> Option<Vec<KeyHash>> {
+        let key = self.filter.key.as_ref()?;
+        let literal = |glob: &SegmentGlob| glob.as_str().parse::<Segment>().ok();
+        let segments: Option<Vec<Segment>> = self.filter.segments.iter().map(literal).collect();
+        let mut segments = segments.filter(|segments| !segments.is_empty())?;
+        segments.sort();
+        segments.dedup();
+        let hash = |segment: &Segment| index.hash(segment.as_str(), key);
+        Some(segments.iter().map(hash).collect())
+    }
+
+    /// An event that is wanted, as readers get it.
+    fn recorded(&self, event: &EventRef<'_>) -> Result<Recorded, &'static str> {
+        match &self.last {
+            Some((text, Some(segment))) if text == event.segment => {
+                event.to_recorded_in(segment.clone())
+            }
+            _ => event.to_recorded(),
+        }
+    }
+
+    /// Whether an event of these is wanted.
+    pub(crate) fn wants(&mut self, segment: &str, kind: &str, key: &str) -> bool {
         self.filter.key.as_ref().is_none_or(|wanted| wanted == key)
             && (self.filter.kinds.is_empty() || self.filter.kinds.iter().any(|k| k == kind))
             && self.selects(segment)
     }
 
     fn selects(&mut self, segment: &str) -> bool {
-        if let Some(verdict) = self.decided.get(segment) {
-            return *verdict;
+        if let Some((last, verdict)) = &self.last
+            && last == segment
+        {
+            return verdict.is_some();
         }
-        let verdict = segment.parse::<Segment>().is_ok_and(|segment| {
-            let any = |globs: &[SegmentGlob]| globs.iter().any(|glob| glob.matches(&segment));
+        let verdict = match self.decided.get(segment) {
+            Some(verdict) => verdict.clone(),
+            None => self.decide(segment),
+        };
+        let wanted = verdict.is_some();
+        self.last = Some((segment.to_owned(), verdict));
+        wanted
+    }
+
+    fn decide(&mut self, text: &str) -> Verdict {
+        let verdict = text.parse().ok().filter(|segment| {
+            let any = |globs: &[SegmentGlob]| globs.iter().any(|glob| glob.matches(segment));
             any(&self.readable) && (self.filter.segments.is_empty() || any(&self.filter.segments))
         });
         if self.decided.len() >= DECIDED_MAX {
             self.decided.clear();
         }
-        self.decided.insert(segment.to_owned(), verdict);
+        self.decided.insert(text.to_owned(), verdict.clone());
         verdict
     }
 }
@@ -121,7 +164,8 @@ pub(crate) fn from_memory(
     Some(looked)
 }
 
-/// A pass over the events after `after`, up to `upto`, from files. Blocks.
+/// A pass over the events after `after`, up to `upto`, from files. Blocks. Where the filter names keys
+/// of named segments, only their events are looked at, and all others are known not to match.
 pub(crate) fn from_files(
     shared: &Shared,
     wanted: &mut Wanted,
@@ -129,21 +173,48 @@ pub(crate) fn from_files(
     upto: Position,
     bounds: Bounds,
 ) -> Result<Looked, ReadError> {
+    if let Some(keys) = wanted.keys(&shared.index) {
+        return history::pass(shared, wanted, &keys, (after, upto), bounds);
+    }
     let mut looked = Looked::from(after);
-    let (mut buf, mut read_len) = (Vec::new(), 0);
+    let (mut frames, mut read_len) = (Frames::new(shared), 0);
     while looked.upto < upto && !looked.is_full(&bounds) && read_len < bounds.read_len {
         let due = looked.upto.next();
-        let frames = shared.frames.read().unwrap_or_else(PoisonError::into_inner);
-        let span = frames.span(due, SPAN_LEN_MAX);
-        drop(frames);
-        let span = span.ok_or_else(|| ReadError::Damaged {
-            detail: format!("no frame holds position {due}"),
+        read_len += frames.read(due)?;
+        frames.each(due, upto, |event| {
+            looked.upto = event.position;
+            if wanted.wants(event.segment, event.kind, event.key) {
+                looked.add(Arc::new(wanted.recorded(event)?));
+            }
+            Ok(match looked.is_full(&bounds) {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            })
         })?;
-        read_span(&span, &mut buf)?;
-        read_len += span.len;
-        take_span(&span, &buf, wanted, upto, &bounds, &mut looked)?;
     }
     Ok(looked)
+}
+
+/// Gives every event after `after` and up to `upto` to `take`, as it lies in its frame, until it breaks
+/// off. Blocks. Answers the last position that was given.
+pub(crate) fn replay(
+    shared: &Shared,
+    after: Position,
+    upto: Position,
+    mut take: impl FnMut(&EventRef<'_>) -> ControlFlow<()>,
+) -> Result<Position, ReadError> {
+    let (mut frames, mut given) = (Frames::new(shared), after);
+    let mut flow = ControlFlow::Continue(());
+    while given < upto && flow.is_continue() {
+        let due = given.next();
+        frames.read(due)?;
+        frames.each(due, upto, |event| {
+            given = event.position;
+            flow = take(event);
+            Ok(flow)
+        })?;
+    }
+    Ok(given)
 }
 
 fn damaged(extent: &Path, byte: u64, what: &str) -> ReadError {
@@ -152,52 +223,17 @@ fn damaged(extent: &Path, byte: u64, what: &str) -> ReadError {
     }
 }
 
-fn read_span(span: &Span, buf: &mut Vec<u8>) -> Result<(), ReadError> {
-    buf.resize(span.len, 0);
-    let read = File::open(&span.extent).and_then(|file| file.read_exact_at(buf, span.offset));
-    read.map_err(|error| {
-        damaged(
-            &span.extent,
-            span.offset,
-            &format!("cannot be read: {error}"),
-        )
-    })
-}
-
-/// Takes what is wanted from the frames in `bytes`, from the one after `looked.upto` on.
-fn take_span(
-    span: &Span,
-    bytes: &[u8],
-    wanted: &mut Wanted,
-    upto: Position,
-    bounds: &Bounds,
-    looked: &mut Looked,
-) -> Result<(), ReadError> {
-    let mut at = 0;
-    while at < bytes.len() && looked.upto < upto && !looked.is_full(bounds) {
-        let byte = span.offset + at as u64;
-        let wrong = |what: &str| damaged(&span.extent, byte, what);
-        let frame = Frame::decode(&bytes[at..]).map_err(|error| wrong(error.what()))?;
-        let due = looked.upto.next();
-        if frame.header.first > due || frame.header.last() < due {
-            return Err(wrong("a frame of other positions"));
-        }
-        for event in frame.events() {
-            let event = event.map_err(wrong)?;
-            if event.position < due {
-                continue;
-            }
-            if looked.is_full(bounds) {
-                break;
-            }
-            looked.upto = event.position;
-            if wanted.wants(event.segment, event.kind, event.key) {
-                looked.add(Arc::new(event.to_recorded().map_err(wrong)?));
-            }
-        }
-        at += size(frame.header.len);
+/// What the index cannot answer.
+fn lost(error: &OpenError) -> ReadError {
+    match error {
+        OpenError::Damaged { extent, byte, what } => damaged(extent, *byte, what),
+        OpenError::Io { source, .. } => ReadError::Damaged {
+            detail: format!("{error}: {source}"),
+        },
+        error => ReadError::Damaged {
+            detail: error.to_string(),
+        },
     }
-    Ok(())
 }
 
 /// The `count` events from `first` on, which are all in the log. May block.

@@ -10,6 +10,7 @@
 //! ```
 
 use serde_json::value::RawValue;
+use tabbify_types::envelope::DATA_LEN_MAX;
 use tabbify_types::{EventId, NewEvent, Position, Recorded, Rev, Segment, Timestamp};
 use uuid::Uuid;
 
@@ -17,6 +18,8 @@ use crate::fields::{Fields, size};
 
 /// Bytes before the texts.
 pub(crate) const RECORD_HEADER_LEN: usize = 64;
+/// LIMIT: bytes of one record: its texts are at most 255 bytes each.
+pub(crate) const RECORD_LEN_MAX: usize = RECORD_HEADER_LEN + 5 * 255 + DATA_LEN_MAX;
 
 /// Where an event stands in the batch it was appended with: a repeated batch must be the same one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,20 +30,34 @@ pub(crate) struct BatchPlace {
 
 /// An event as it lies in a frame; borrowing, with the JSON not looked at.
 #[derive(Debug)]
-pub(crate) struct EventRef<'a> {
-    pub(crate) position: Position,
-    pub(crate) rev: Rev,
-    pub(crate) at: Timestamp,
-    pub(crate) cause: Option<Position>,
-    pub(crate) id: EventId,
-    pub(crate) version: u16,
+pub struct EventRef<'a> {
+    /// As of [`Recorded`].
+    pub position: Position,
+    /// As of [`Recorded`].
+    pub rev: Rev,
+    /// As of [`Recorded`].
+    pub at: Timestamp,
+    /// As of [`Recorded`].
+    pub cause: Option<Position>,
+    /// As of [`Recorded`].
+    pub id: EventId,
+    /// As of [`Recorded`].
+    pub version: u16,
     pub(crate) place: BatchPlace,
-    pub(crate) segment: &'a str,
-    pub(crate) key: &'a str,
-    pub(crate) kind: &'a str,
-    pub(crate) actor: &'a str,
-    pub(crate) trace: Option<&'a str>,
-    pub(crate) data: &'a str,
+    /// As of [`Recorded`].
+    pub segment: &'a str,
+    /// As of [`Recorded`].
+    pub key: &'a str,
+    /// As of [`Recorded`].
+    pub kind: &'a str,
+    /// As of [`Recorded`].
+    pub actor: &'a str,
+    /// As of [`Recorded`].
+    pub trace: Option<&'a str>,
+    /// The JSON object that the writer gave, byte for byte.
+    pub data: &'a str,
+    /// The whole record.
+    pub(crate) bytes: &'a [u8],
 }
 
 impl EventRef<'_> {
@@ -50,6 +67,11 @@ impl EventRef<'_> {
             .segment
             .parse()
             .map_err(|_| "an event of a bad segment")?;
+        self.to_recorded_in(segment)
+    }
+
+    /// The same, of a segment that has been parsed.
+    pub(crate) fn to_recorded_in(&self, segment: Segment) -> Result<Recorded, &'static str> {
         let data = RawValue::from_string(self.data.to_owned());
         Ok(Recorded {
             position: self.position,
@@ -167,5 +189,6 @@ fn fields(whole: &[u8], position: Position) -> Option<EventRef<'_>> {
         actor,
         trace: (!trace.is_empty()).then_some(trace),
         data,
+        bytes: whole,
     })
 }

@@ -1,11 +1,12 @@
 //! The log of another process over HTTP: the same traits, the same semantics, the same tests.
 //!
-//! Spawns one task a connection, which moves its bytes; connections are kept between requests, and a
-//! subscription has one of its own. Appends carry ids, so that a request whose answer was lost may be
-//! sent again; nothing else that changes anything is.
+//! Spawns one task a connection, which moves its bytes, and one for the session of appends;
+//! connections are kept between requests, and a subscription has one of its own. Appends carry ids, so
+//! that a request whose answer was lost may be sent again; nothing else that changes anything is.
 
 mod connection;
 mod consumers;
+mod session;
 mod subscription;
 
 use std::fmt;
@@ -17,26 +18,25 @@ use http::{Method, StatusCode};
 use http_body_util::{BodyExt as _, Limited};
 
 use tabbify_api::log::{
-    APPEND_PATH, Append, AppendError, Appended, EVENTS_PATH, EventLog, Filter, HEAD_HEADER,
-    HEAD_PATH, Head, NEXT_AFTER_HEADER, PAGE_EVENTS_MAX, Page, ReadError, Subscribe,
+    Append, AppendError, Appended, EVENTS_PATH, EventLog, Filter, HEAD_HEADER, HEAD_PATH, Head,
+    NEXT_AFTER_HEADER, PAGE_EVENTS_MAX, Page, ReadError, Subscribe, VERIFY_PATH, Verification,
 };
 use tabbify_api::{BoxFuture, ErrorCode, Problem};
 use tabbify_process::Tasks;
-use tabbify_types::Position;
+pub use tabbify_process::connect::{Bearer, Connect, Stream, UnixSocket};
+use tabbify_types::{Position, Recorded};
 
+use crate::wire::frames::{Frames, NotFrames, kind};
 use crate::wire::query::Query;
-use crate::wire::{event, problem};
-use connection::{Again, Connections};
-pub use connection::{Connect, Stream, UnixSocket};
+use crate::wire::{binary, problem};
+use connection::Connections;
 use consumers::RemoteConsumers;
+use session::Sessions;
 use subscription::Subscription;
 
 /// LIMIT: bytes of one answer: a page has 8 MiB of data, six times that if every character of it is
 /// escaped, and may carry it twice.
 const ANSWER_LEN_MAX: usize = 128 * 1024 * 1024;
-
-/// Gives the token for the next request; asked each time, since tokens end.
-pub type Bearer = Arc<dyn Fn() -> String + Send + Sync>;
 
 /// A log that another process serves, as the bearer of a token may use it.
 #[derive(Debug, Clone)]
@@ -47,6 +47,7 @@ pub struct RemoteLog {
 #[derive(Debug)]
 pub(crate) struct Shared {
     connections: Connections,
+    appends: Sessions,
     /// The last durable position that we have been told of.
     head: AtomicU64,
 }
@@ -72,6 +73,7 @@ impl RemoteLog {
     ) -> Result<Self, ReadError> {
         let shared = Shared {
             connections: Connections::new(connect, bearer, tasks.clone()),
+            appends: Sessions::new(tasks.clone()),
             head: AtomicU64::new(0),
         };
         let log = Self {
@@ -101,11 +103,34 @@ impl RemoteLog {
         Arc::new(RemoteConsumers::new(Arc::clone(&self.shared)))
     }
 
-    async fn send(&self, batch: Append) -> Result<Appended, AppendError> {
-        let body = serde_json::to_vec(&batch).expect("INVARIANT: our own shapes serialize");
+    /// Begins a verification of the log, or tells how far the one that runs has come.
+    ///
+    /// # Errors
+    /// [`ReadError::Forbidden`] unless the bearer may read everything; as [`RemoteLog::connect`].
+    pub async fn verify(&self) -> Result<Verification, ReadError> {
+        let begin = Some((Vec::new(), connection::Again::Harmless));
         let connections = &self.shared.connections;
-        let sent = connections.request(Method::POST, APPEND_PATH, Some((body, Again::Harmless)));
-        let answered: Result<Appended, Failed> = json(sent.await).await;
+        let asked = connections.request(Method::POST, VERIFY_PATH, begin).await;
+        json(asked).await.map_err(read_error)
+    }
+
+    /// The verification that runs or ran last.
+    ///
+    /// # Errors
+    /// As [`RemoteLog::verify`], and [`ReadError::Refused`] if there has been none.
+    pub async fn verification(&self) -> Result<Verification, ReadError> {
+        let connections = &self.shared.connections;
+        let asked = connections.request(Method::GET, VERIFY_PATH, None).await;
+        json(asked).await.map_err(read_error)
+    }
+
+    async fn send(&self, batch: Append) -> Result<Appended, AppendError> {
+        let Shared {
+            connections,
+            appends,
+            ..
+        } = &*self.shared;
+        let answered = appends.append(connections, &batch).await;
         let answer = answered.map_err(|failed| match failed {
             Failed::Refused(problem) => problem::to_append(*problem),
             Failed::Broken => AppendError::Stopping,
@@ -187,17 +212,29 @@ async fn page(received: Received) -> Result<Page, Failed> {
     else {
         return Err(broken("a page does not say where it ends", &"no header"));
     };
-    let lines = bytes.split(|byte| *byte == b'\n');
-    let events = lines
-        .filter(|line| !line.is_empty())
-        .take(PAGE_EVENTS_MAX)
-        .map(|line| event::from_line(line).map(Arc::new))
-        .collect::<Result<Vec<_>, _>>();
+    let events = events(&bytes);
     Ok(Page {
-        events: events.map_err(|error| broken("an event is not understood", &error))?,
+        events: events.map_err(|what| broken("a page is not understood", &what))?,
         next_after,
         head,
     })
+}
+
+/// The events of a page, which is frames from end to end.
+fn events(bytes: &[u8]) -> Result<Vec<Arc<Recorded>>, &'static str> {
+    let wrong = |NotFrames(what): NotFrames| what;
+    let mut frames = Frames::default();
+    frames.extend(bytes);
+    let mut events = Vec::new();
+    while let Some(frame) = frames.next().map_err(wrong)? {
+        if frame.kind == kind::EVENT {
+            events.push(Arc::new(binary::event(&frame.body)?));
+        }
+    }
+    match frames.has_begun() {
+        true => Err("a page that breaks off"),
+        false => Ok(events),
+    }
 }
 
 fn broken(what: &'static str, error: &dyn fmt::Display) -> Failed {

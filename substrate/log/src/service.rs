@@ -1,12 +1,17 @@
 //! The log over HTTP/1.1: connections, their limits, and their end.
 //!
-//! Spawns one task a connection. A subscription takes its connection as long as it lasts, so there is
-//! at most one on each; a reader that does not read holds its connection and a few buffers, and the
-//! writer never learns of it.
+//! Spawns one task a connection, one a session of appends and one for a verification. A subscription
+//! takes its connection as long as it lasts, so there is at most one on each; a reader that does not
+//! read holds its connection and a few buffers, and the writer never learns of it. What is said on the
+//! wire: docs/protocols/log-http.md.
 
 mod answer;
+mod bearer;
 mod consumers;
+mod feed;
 mod handle;
+mod session;
+mod verify;
 
 use std::convert::Infallible;
 use std::fmt;
@@ -28,6 +33,8 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::consumers::Consumers;
+use bearer::{BELIEVED_FOR, LastSeen};
+use verify::Verifier;
 
 /// LIMIT: connections at once; further ones are closed as they come.
 const CONNECTIONS_MAX: usize = 1024;
@@ -47,14 +54,18 @@ pub struct Service {
 }
 
 /// What every request needs.
+#[derive(Clone)]
 struct Shared {
     engine: Arc<dyn LogEngine>,
     consumers: Arc<Consumers>,
     authorize: Arc<dyn Authorize>,
     connections: Arc<Semaphore>,
-    bodies: Semaphore,
+    bodies: Arc<Semaphore>,
     tasks: Tasks,
     closing: CancellationToken,
+    /// How long a judged token is believed.
+    believed_for: Duration,
+    verifier: Arc<Verifier>,
 }
 
 impl Service {
@@ -68,17 +79,29 @@ impl Service {
         tasks: &Tasks,
     ) -> Self {
         let shared = Shared {
+            verifier: Arc::new(Verifier::new(Arc::clone(&engine))),
             engine,
             consumers,
             authorize,
             connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
-            bodies: Semaphore::new(BODIES_LEN_MAX),
+            bodies: Arc::new(Semaphore::new(BODIES_LEN_MAX)),
             tasks: tasks.clone(),
             closing: tasks.token(),
+            believed_for: BELIEVED_FOR,
         };
         Self {
             shared: Arc::new(shared),
         }
+    }
+
+    /// How long a token is believed once it has been judged, instead of a second. A subscription or
+    /// session whose token ends or is revoked ends within this time.
+    #[must_use]
+    pub fn believing_for(mut self, believed_for: Duration) -> Self {
+        let mut shared = Shared::clone(&self.shared);
+        shared.believed_for = believed_for;
+        self.shared = Arc::new(shared);
+        self
     }
 
     /// Serves the connections of a unix socket until the tasks end. Its permissions are the caller's.
@@ -122,15 +145,17 @@ impl Service {
                 tracing::warn!(CONNECTIONS_MAX, "a connection too many is closed");
                 return;
             };
+            let last_seen = Arc::new(LastSeen::default());
             let service = service_fn(|request: Request<Incoming>| {
-                let shared = Arc::clone(&shared);
-                async move { Ok::<_, Infallible>(handle::handle(&shared, request).await) }
+                let (shared, last_seen) = (Arc::clone(&shared), Arc::clone(&last_seen));
+                async move { Ok::<_, Infallible>(handle::handle(&shared, &last_seen, request).await) }
             });
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(IDLE_MAX)
                 .max_buf_size(BUFFER_LEN_MAX)
-                .serve_connection(TokioIo::new(stream), service);
+                .serve_connection(TokioIo::new(stream), service)
+                .with_upgrades();
             let mut connection = std::pin::pin!(connection);
             let ended = tokio::select! {
                 ended = &mut connection => ended,

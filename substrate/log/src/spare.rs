@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
-use crate::extent::Spare;
+use crate::extent::{Spare, is_full};
 use crate::options::Options;
 
 /// Length of the extent after one of `len`.
@@ -18,25 +18,26 @@ pub(crate) fn next_len(len: u64, options: &Options) -> u64 {
 /// The extent that is being prepared, or is ready, or was refused.
 #[derive(Debug, Default)]
 pub(crate) struct NextSpare {
-    preparing: Option<JoinHandle<io::Result<Spare>>>,
+    preparing: Option<Preparing>,
     stop: Arc<AtomicBool>,
 }
 
 impl NextSpare {
-    /// Starts preparing. A failure shows when the spare is needed, and is then tried once more.
+    /// Starts preparing. That there is no space shows when the spare is needed, and is tried again.
     pub(crate) fn request(&mut self, dir: &Path, len: u64, options: &Options) {
-        let (dir, faults, stop) = (
-            dir.to_owned(),
-            options.faults.clone(),
-            Arc::clone(&self.stop),
-        );
-        let thread = thread::Builder::new().name("log-extent".to_owned());
-        self.preparing = thread
-            .spawn(move || Spare::prepare(&dir, len, &faults, &stop))
-            .ok();
+        let (dir, disk) = (dir.to_owned(), Arc::clone(&options.disk));
+        let stop = Arc::clone(&self.stop);
+        let prepare = move || Spare::prepare(&*disk, &dir, len, &stop);
+        self.preparing = if options.spare_ahead {
+            let thread = thread::Builder::new().name("log-extent".to_owned());
+            thread.spawn(prepare).ok().map(Preparing::Thread)
+        } else {
+            Some(Preparing::Done(prepare()))
+        };
     }
 
-    /// The prepared extent, or a new one of `len`, or of what is `needed`, if it failed or is short.
+    /// The prepared extent, or a new one of `len`, or of what is `needed`, if there was no space or
+    /// it is short. A disk that has failed is not asked again.
     pub(crate) fn take(
         &mut self,
         dir: &Path,
@@ -44,14 +45,35 @@ impl NextSpare {
         len: u64,
         options: &Options,
     ) -> io::Result<Spare> {
-        let ready = self.preparing.take().and_then(|thread| thread.join().ok());
-        match ready {
-            Some(Ok(spare)) if spare.len >= needed => Ok(spare),
-            _ => Spare::prepare(dir, len, &options.faults, &self.stop).or_else(|_| {
-                // A disk with little space left is still used, in small pieces.
+        match self.preparing.take().and_then(Preparing::join) {
+            Some(Ok(spare)) if spare.len >= needed => return Ok(spare),
+            Some(Err(error)) if !is_full(&error) => return Err(error),
+            _ => {}
+        }
+        match Spare::prepare(&*options.disk, dir, len, &self.stop) {
+            // A disk with little space left is still used, in small pieces.
+            Err(error) if is_full(&error) => {
                 let len = needed.max(options.extent_len_first);
-                Spare::prepare(dir, len, &options.faults, &self.stop)
-            }),
+                Spare::prepare(&*options.disk, dir, len, &self.stop)
+            }
+            made => made,
+        }
+    }
+}
+
+/// A spare on its way.
+#[derive(Debug)]
+enum Preparing {
+    Thread(JoinHandle<io::Result<Spare>>),
+    Done(io::Result<Spare>),
+}
+
+impl Preparing {
+    /// `None` if its thread has panicked.
+    fn join(self) -> Option<io::Result<Spare>> {
+        match self {
+            Self::Thread(thread) => thread.join().ok(),
+            Self::Done(done) => Some(done),
         }
     }
 }
@@ -59,9 +81,9 @@ impl NextSpare {
 impl Drop for NextSpare {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.preparing.take() {
+        if let Some(preparing) = self.preparing.take() {
             // Its file is removed by the next opener, whatever became of it.
-            let _ = thread.join();
+            let _ = preparing.join();
         }
     }
 }

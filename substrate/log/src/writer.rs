@@ -5,26 +5,29 @@
 //! it in the same group, and all are answered after the sync: a conflict with a batch that is not
 //! on disk yet must not be told earlier than that batch.
 
-use std::fs::File;
+use std::cell::OnceCell;
+use std::collections::VecDeque;
 use std::io;
-use std::os::unix::fs::FileExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, PoisonError};
 
 use tabbify_api::log::{Append, AppendError, Appended, BATCH_LEN_MAX};
 use tabbify_types::{Position, Recorded};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
+use crate::disk::{DiskFile, Guard, SyncPoint};
 use crate::error::OpenError;
-use crate::extent::{self, EXTENT_HEADER_LEN, ExtentHeader, Lock, Spare};
+use crate::extent::{self, EXTENT_HEADER_LEN, ExtentHeader, Spare, is_full};
 use crate::frame::{FRAME_LEN_MAX, FrameBuilder, FrameHash};
-use crate::index::{Frames, Index, Place};
+use crate::index::{EXTENT_EVENTS_MAX, Index, NoRoom, Part, Place};
 use crate::judge::{Judge, Verdict};
+use crate::keepers::Keepers;
 use crate::log::{LogId, Shared};
+use crate::opening::{self, Opened};
 use crate::options::Options;
 use crate::record::BatchPlace;
-use crate::scan::{Scanned, Tip};
+use crate::scan::{LastExtent, Tip};
 use crate::spare::{NextSpare, next_len};
 
 /// LIMIT: batches waiting for the writer, and their bytes; the next append waits.
@@ -63,14 +66,17 @@ impl Group {
 /// The extent that takes the next frame.
 #[derive(Debug)]
 struct Active {
-    file: File,
+    file: Arc<dyn DiskFile>,
+    /// Position of its first event.
+    first: Position,
     len: u64,
     end: u64,
 }
 
 pub(crate) struct Writer {
     queue: mpsc::Receiver<Request>,
-    index: Index,
+    /// Did not fit into the last frame.
+    carried: Option<Request>,
     tip: Tip,
     frame: FrameBuilder,
     active: Active,
@@ -78,8 +84,10 @@ pub(crate) struct Writer {
     options: Options,
     dir: PathBuf,
     log_id: LogId,
+    /// Ended before another may open the log.
+    keepers: Keepers,
     /// Held until the writer has ended: nobody else opens before.
-    _lock: Lock,
+    _lock: Box<dyn Guard>,
     /// Dropped last: its end tells that the directory is free.
     durable: watch::Sender<Position>,
 }
@@ -87,66 +95,104 @@ pub(crate) struct Writer {
 impl Writer {
     /// Makes the log on disk ready for writing: creates the first extent or cuts a torn tail.
     pub(crate) fn start(
-        shared: &mut Shared,
+        dir: &Path,
         queue: mpsc::Receiver<Request>,
-        lock: Lock,
-        found: Option<Scanned>,
+        lock: Box<dyn Guard>,
+        found: Option<Opened>,
         options: Options,
-    ) -> Result<Self, OpenError> {
-        let dir = shared.dir.clone();
+    ) -> Result<(Self, Index), OpenError> {
+        let dir = dir.to_owned();
         let found = match found {
             Some(found) => found,
-            None => create(shared, &options)?,
+            None => create(&dir, &options)?,
         };
-        let (path, len, end) = found.last;
-        let file = File::options().read(true).write(true).open(&path);
+        let LastExtent {
+            path,
+            first,
+            len,
+            end,
+            frame,
+        } = found.last;
+        let file = options.disk.open_to_write(&path);
         let file = file.map_err(OpenError::io("open", &path))?;
         if let Some(torn) = &found.torn {
             tracing::warn!(extent = %path.display(), from = torn.from, to = torn.to,
                 "cutting an unfinished commit");
-            extent::cut(&file, torn.from, torn.to).map_err(OpenError::io("cut", &path))?;
         }
-        let (durable, reading) = watch::channel(found.tip.head);
-        shared.log_id = LogId(found.log_id);
-        shared.durable = reading;
-        *shared
-            .frames
-            .get_mut()
-            .unwrap_or_else(PoisonError::into_inner) = found.frames;
+        extent::settle(&*file, frame, end, len)
+            .map_err(OpenError::io("write the end of", &path))?;
+        let (durable, _) = watch::channel(found.tip.head);
         let mut spare = NextSpare::default();
         spare.request(&dir, next_len(len, &options), &options);
-        Ok(Self {
+        let writer = Self {
             queue,
-            index: found.index,
+            carried: None,
             // A term begins: frames of this writer are told from those of the one before.
             tip: Tip {
                 epoch: found.tip.epoch.saturating_add(1),
                 ..found.tip
             },
             frame: FrameBuilder::default(),
-            active: Active { file, len, end },
+            active: Active {
+                file,
+                first,
+                len,
+                end,
+            },
             spare,
             options,
             dir,
             log_id: LogId(found.log_id),
+            keepers: Keepers::default(),
             _lock: lock,
             durable,
-        })
+        };
+        Ok((writer, found.index))
+    }
+
+    /// The log, and its last durable position whenever it moves.
+    pub(crate) fn state(&self) -> (LogId, watch::Receiver<Position>) {
+        (self.log_id, self.durable.subscribe())
+    }
+
+    /// Gives the index its threads; they end with the writer.
+    pub(crate) fn keep_index(&mut self, shared: &Arc<Shared>) -> io::Result<()> {
+        self.keepers.start(shared, self.options.scrub)
     }
 
     /// Until every sender is gone and the queue is empty, or the disk fails.
     pub(crate) fn run(mut self, shared: &Shared) {
-        let mut carried = None;
-        while let Some(request) = carried.take().or_else(|| self.queue.blocking_recv()) {
-            let done = self.gather(shared, request).and_then(|(group, rest)| {
-                carried = rest;
-                self.commit(shared, group)
-            });
-            if let Err(error) = done {
-                tracing::error!(%error, dir = %self.dir.display(), "the log's disk has failed");
-                (self.options.on_failure)(&error);
+        while let Some(request) = self.carried.take().or_else(|| self.queue.blocking_recv()) {
+            if !self.turn(shared, request) {
                 return;
             }
+        }
+    }
+
+    /// One commit, of what is waiting. Whether the disk is well.
+    fn turn(&mut self, shared: &Shared, request: Request) -> bool {
+        if shared.has_failed() {
+            return false;
+        }
+        let done = self.gather(shared, request).and_then(|(group, rest)| {
+            self.carried = rest;
+            self.commit(shared, group)
+        });
+        if let Err(error) = &done {
+            shared.fail(error);
+        }
+        done.is_ok()
+    }
+
+    /// One commit of what is waiting, if anything is, as [`Writer::run`] does it.
+    #[cfg(test)]
+    pub(crate) fn step(&mut self, shared: &Shared) -> Step {
+        match self.carried.take().or_else(|| self.queue.try_recv().ok()) {
+            None => Step::Idle,
+            Some(request) => match self.turn(shared, request) {
+                true => Step::Done,
+                false => Step::Failed,
+            },
         }
     }
 
@@ -158,16 +204,18 @@ impl Writer {
         while let Some(request) = waiting {
             let judge = Judge {
                 shared,
-                index: &self.index,
                 durable: self.tip.head,
                 pending: &group.events,
+                failed: OnceCell::new(),
             };
-            match judge.verdict(&request.batch) {
+            match judge.verdict(&request.batch).map_err(io::Error::other)? {
                 Verdict::Answered(answer) => group.answer(request, answer),
-                Verdict::Write if self.fits(request.len) => self.take(&mut group, request),
+                Verdict::Write if self.fits(&group, &request) => {
+                    self.take(shared, &mut group, request)?;
+                }
                 Verdict::Write if !self.frame.is_empty() => return Ok((group, Some(request))),
                 Verdict::Write => match self.next_extent(shared, request.len)? {
-                    Ok(()) => self.take(&mut group, request),
+                    Ok(()) => self.take(shared, &mut group, request)?,
                     Err(full) => group.answer(request, Err(full)),
                 },
             }
@@ -185,30 +233,28 @@ impl Writer {
         Position(self.tip.head.get() + group.events.len() as u64)
     }
 
-    fn fits(&self, more: usize) -> bool {
-        let len = self.frame.len_with(more);
-        len <= FRAME_LEN_MAX && len as u64 <= self.active.len - self.active.end
+    fn fits(&self, group: &Group, request: &Request) -> bool {
+        let len = self.frame.len_with(request.len);
+        let last = self.pending_head(group).get() + request.batch.events.len() as u64;
+        len <= FRAME_LEN_MAX
+            && len as u64 <= self.active.len - self.active.end
+            && last - self.active.first.get() < EXTENT_EVENTS_MAX
     }
 
     /// Adds a judged batch to the frame and to the tip.
-    fn take(&mut self, group: &mut Group, mut request: Request) {
+    fn take(&mut self, shared: &Shared, group: &mut Group, mut request: Request) -> io::Result<()> {
         let at = self.options.clock.now();
         let events = std::mem::take(&mut request.batch.events);
         let first = self.pending_head(group).next();
         let len = u16::try_from(events.len()).expect("INVARIANT: batch::check has bounded it");
         let mut revs = Vec::with_capacity(events.len());
         for (index, event) in (0..len).zip(events) {
-            let place = BatchPlace { index, len };
+            let batch = BatchPlace { index, len };
             let position = self.pending_head(group).next();
-            let rev = self.index.advance(event.segment.as_str(), &event.key);
-            let inserted = self.index.insert(
-                event.id,
-                Place {
-                    position,
-                    batch: place,
-                },
-            );
-            inserted.expect("INVARIANT: the id was unknown when the batch was judged");
+            let of_key = (event.segment.as_str(), &*event.key);
+            let place = Place { position, batch };
+            let rev = shared.index.insert(of_key, event.id, place);
+            let rev = rev.map_err(io::Error::other)?;
             revs.push(rev);
             let event = Recorded {
                 position,
@@ -224,11 +270,12 @@ impl Writer {
                 trace: event.trace,
                 data: event.data,
             };
-            self.frame.push(&event, place);
+            self.frame.push(&event, batch);
             group.events.push(Arc::new(event));
         }
         let last = self.pending_head(group);
         group.answer(request, Ok(Appended { first, last, revs }));
+        Ok(())
     }
 
     /// Writes and syncs the frame, then shows it to readers, then answers.
@@ -241,17 +288,9 @@ impl Writer {
                     .seal(self.tip.epoch, first, self.tip.head, self.tip.hash);
             let offset = self.active.end;
             self.active.file.write_all_at(bytes, offset)?;
-            (self.options.faults.on_sync)()?;
-            self.active.file.sync_data()?;
+            self.active.file.sync_data(SyncPoint::Commit)?;
             self.active.end += bytes.len() as u64;
-            let as_u32 =
-                |len: u64| u32::try_from(len).expect("INVARIANT: extents are at most 64 MiB");
-            let mut frames = shared
-                .frames
-                .write()
-                .unwrap_or_else(PoisonError::into_inner);
-            frames.push(first, as_u32(offset), as_u32(bytes.len() as u64));
-            drop(frames);
+            shared.index.committed(first, offset, bytes.len() as u64);
             self.tip = Tip {
                 head,
                 hash,
@@ -276,6 +315,11 @@ impl Writer {
         records_len: usize,
     ) -> io::Result<Result<(), AppendError>> {
         let first = self.tip.head.next();
+        match shared.index.room() {
+            Ok(()) => {}
+            Err(NoRoom::Refused(detail)) => return Ok(Err(AppendError::NoSpace { detail })),
+            Err(NoRoom::Stopping) => return Ok(Err(AppendError::Stopping)),
+        }
         let needed = (EXTENT_HEADER_LEN + self.frame.len_with(records_len)) as u64;
         let len = next_len(self.active.len, &self.options).max(needed);
         let header = |len| ExtentHeader {
@@ -293,23 +337,24 @@ impl Writer {
             });
         let spare = match ready {
             Ok(spare) => spare,
-            Err(error) => {
+            Err(error) if is_full(&error) => {
                 tracing::warn!(%error, dir = %self.dir.display(), "the log cannot grow");
                 return Ok(Err(AppendError::NoSpace {
                     detail: error.to_string(),
                 }));
             }
+            Err(error) => return Err(error),
         };
         let len = spare.len;
         // From here on a failure leaves it open which extents there are.
-        let (file, path) = spare.publish(&self.dir, first)?;
-        shared
-            .frames
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push_extent(&path);
+        let (file, path) = spare.publish(&*self.options.disk, &self.dir, first)?;
+        shared.index.next_extent(first, &path);
+        if !self.options.spare_ahead {
+            shared.index.keep_now().map_err(io::Error::other)?;
+        }
         self.active = Active {
             file,
+            first,
             len,
             end: EXTENT_HEADER_LEN as u64,
         };
@@ -319,10 +364,22 @@ impl Writer {
     }
 }
 
+/// What [`Writer::step`] has done.
+#[cfg(test)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Nothing: nothing was waiting.
+    Idle,
+    /// A commit, and its answers.
+    Done,
+    /// The disk has failed; the writer is to be dropped.
+    Failed,
+}
+
 /// Makes a new log: its id and its first, empty extent.
-fn create(shared: &Shared, options: &Options) -> Result<Scanned, OpenError> {
-    let dir = &shared.dir;
-    let log_id: [u8; 16] = tabbify_process::random();
+fn create(dir: &Path, options: &Options) -> Result<Opened, OpenError> {
+    let disk = &*options.disk;
+    let log_id = (options.new_log_id)();
     let (first, len) = (Position(1), options.extent_len_first);
     let hash: FrameHash = extent::genesis(log_id);
     let header = ExtentHeader {
@@ -331,22 +388,24 @@ fn create(shared: &Shared, options: &Options) -> Result<Scanned, OpenError> {
         log_id,
         previous: hash,
     };
-    let made = Spare::prepare(dir, len, &options.faults, &AtomicBool::new(false))
+    extent::sync_parents(disk, dir).map_err(OpenError::io("sync the directories above", dir))?;
+    let made = Spare::prepare(disk, dir, len, &AtomicBool::new(false))
         .and_then(|spare| spare.write_header(&header).map(|()| spare))
-        .and_then(|spare| spare.publish(dir, first));
+        .and_then(|spare| spare.publish(disk, dir, first));
     let (_, path) = made.map_err(OpenError::io("create the first extent in", dir))?;
-    let mut frames = Frames::default();
-    frames.push_extent(&path);
-    Ok(Scanned {
+    let over = opening::over(dir, log_id, options);
+    let active = Part::new(first, &path);
+    Ok(Opened {
         log_id,
-        index: Index::default(),
-        frames,
-        tip: Tip {
-            head: Position(0),
-            hash,
-            epoch: 0,
+        index: Index::new(over, Vec::new(), VecDeque::new(), active),
+        tip: Tip::genesis(log_id),
+        last: LastExtent {
+            path,
+            first,
+            len,
+            end: EXTENT_HEADER_LEN as u64,
+            frame: None,
         },
-        last: (path, len, EXTENT_HEADER_LEN as u64),
         torn: None,
     })
 }

@@ -65,6 +65,12 @@ pub enum ReadNodeError {
         /// Where it was left.
         position: Position,
     },
+    /// A question came upon damage in the file.
+    #[error("{} is damaged", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+    },
     /// A fold panicked; its transaction was rolled back.
     #[error("a fold panicked after {after}")]
     Panicked {
@@ -109,13 +115,61 @@ impl ReadNodeError {
 
     /// Whether the file itself is damaged, so that only a rebuild helps.
     pub(crate) fn is_damage(&self) -> bool {
-        use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+        match self {
+            Self::Sqlite { source, .. } => is_damage(source),
+            Self::Damaged { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// Whether the machine is at fault, such as a full disk: then the file may be fine.
+    pub(crate) fn is_of_machine(&self) -> bool {
+        use rusqlite::ErrorCode::{
+            CannotOpen, DatabaseBusy, DatabaseLocked, DiskFull, OutOfMemory, PermissionDenied,
+            ReadOnly, SystemIoFailure,
+        };
         let Self::Sqlite { source, .. } = self else {
-            return false;
+            return true;
         };
         matches!(
             source.sqlite_error_code(),
-            Some(DatabaseCorrupt | NotADatabase)
+            Some(
+                CannotOpen
+                    | DatabaseBusy
+                    | DatabaseLocked
+                    | DiskFull
+                    | OutOfMemory
+                    | PermissionDenied
+                    | ReadOnly
+                    | SystemIoFailure
+            )
         )
     }
+
+    /// Whether the log may be there later: it is away, or a token has ended.
+    pub(crate) fn is_away(&self) -> bool {
+        let Self::Log { source, .. } = self else {
+            return false;
+        };
+        matches!(source, ReadError::Stopping | ReadError::Refused { .. })
+    }
+
+    /// Whether trying again is of no use.
+    pub(crate) fn is_final(&self) -> bool {
+        use ReadError::{Damaged, Forbidden};
+        match self {
+            Self::Log { source, .. } => matches!(source, Forbidden { .. } | Damaged { .. }),
+            Self::Gap { .. } => true,
+            _ => false,
+        }
+    }
+}
+
+/// Whether SQLite says that a file is damaged.
+pub(crate) fn is_damage(error: &rusqlite::Error) -> bool {
+    use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+    matches!(
+        error.sqlite_error_code(),
+        Some(DatabaseCorrupt | NotADatabase)
+    )
 }

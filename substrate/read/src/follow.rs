@@ -13,7 +13,7 @@ use tabbify_types::{Digest, Position, Recorded};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{BATCH_EVENTS_MAX, RETRY_AFTER};
+use crate::config::{BATCH_EVENTS_MAX, BESIDE_EVENTS_MAX, RETRY_AFTER, RETRY_AFTER_MAX};
 use crate::error::ReadNodeError;
 use crate::generation::Generations;
 use crate::pool::Pool;
@@ -52,46 +52,69 @@ pub(crate) struct Follower {
     pub(crate) rebuilds: mpsc::Receiver<Rebuild>,
     /// The path of the store, once it is not current yet: it becomes so when it has caught up.
     pub(crate) unfinished: Option<PathBuf>,
+    /// Whether the store could not be judged yet.
+    pub(crate) trusted: bool,
 }
 
 impl Follower {
-    /// Follows until the log or the process ends. A store that fails is opened again after a while:
-    /// a full disk may have room then.
+    /// Follows until the process ends. What failed is opened again after a while: a full disk may have
+    /// room then, a log that was away may be back.
     pub(crate) async fn run(mut self, store: Store, token: CancellationToken) {
         let _end = End(Arc::clone(&self.shared.progress));
         let mut held = Some(store);
+        if self.trusted {
+            // It is served as it is, and written to only when the log has been asked.
+            held = None;
+            self.failed("the log is away");
+        }
+        let mut failures: u32 = 0;
         loop {
+            let before = self.shared.progress.borrow().position;
             let Err(error) = self.follow(&mut held, &token).await else {
                 return;
             };
-            let reason = chain(&error).to_string();
-            let is_final = matches!(error, ReadNodeError::Log { .. } | ReadNodeError::Gap { .. });
-            self.shared
-                .progress
-                .send_modify(|progress| progress.stopped = Some(reason.clone()));
-            if is_final {
-                let is_end = matches!(
-                    error,
-                    ReadNodeError::Log {
-                        source: ReadError::Stopping,
-                        ..
-                    }
-                );
-                if !is_end {
-                    tracing::error!(reason, "the read model is not folded any more");
-                }
+            if token.is_cancelled() {
                 return;
             }
-            tracing::error!(reason, "the read model is not folded; trying again");
+            let reason = chain(&error).to_string();
+            let is_news = self.failed(&reason);
+            if error.is_final() {
+                tracing::error!(reason, "the read model is not folded any more");
+                return;
+            }
+            if is_news && error.is_away() {
+                tracing::warn!(reason, "the log is away; what is folded is served");
+            } else if is_news {
+                tracing::error!(reason, "the read model is not folded; trying again");
+            }
             if error.is_damage() {
                 // Nothing in a damaged file is worth keeping: the next opening begins from zero.
                 self.forget();
             }
+            if self.shared.progress.borrow().position != before {
+                failures = 0;
+            }
+            let rest = RETRY_AFTER * (1 << failures.min(10));
+            failures = failures.saturating_add(1);
             tokio::select! {
                 () = token.cancelled() => return,
-                () = tokio::time::sleep(RETRY_AFTER) => {}
+                () = tokio::time::sleep(rest.min(RETRY_AFTER_MAX)) => {}
             }
         }
+    }
+
+    /// Says why nothing is folded; whether that is news.
+    fn failed(&self, reason: &str) -> bool {
+        let now = self.shared.clock.now();
+        let is_away = |progress: &Progress| progress.stopped.is_some();
+        self.shared.progress.send_if_modified(|progress| {
+            if !is_away(progress) && progress.position >= progress.head {
+                progress.fresh_at = progress.fresh_at.max(now);
+            }
+            let is_news = progress.stopped.as_deref() != Some(reason);
+            progress.stopped = Some(reason.to_owned());
+            is_news
+        })
     }
 
     async fn follow(
@@ -107,22 +130,28 @@ impl Follower {
         loop {
             self.tell(&store);
             let step = tokio::select! {
-                () = token.cancelled() => None,
-                asked = self.rebuilds.recv() => Some(Step::Rebuild(asked)),
-                page = next_page(&self.shared.log, store.position()) => Some(Step::Page(page?)),
+                () = token.cancelled() => Step::End,
+                () = self.shared.pool.damage_seen() => Step::Damaged,
+                asked = self.rebuilds.recv() => asked.map_or(Step::End, Step::Rebuild),
+                page = next_page(&self.shared.log, store.position()) => Step::Page(page?),
             };
             match step {
-                None | Some(Step::Rebuild(None)) => {
-                    return store.close();
+                Step::End => return store.close(),
+                Step::Damaged => {
+                    let path = store.path().to_owned();
+                    return Err(ReadNodeError::Damaged { path });
                 }
-                Some(Step::Rebuild(Some(answer))) => store = self.rebuild(store, answer).await?,
-                Some(Step::Page(page)) => {
-                    let (head, events) = (page.head, page.events);
-                    store = fold(store, events).await?;
-                    self.folded(&store, head)?;
-                }
+                Step::Rebuild(answer) => store = self.rebuild(store, answer).await?,
+                Step::Page(page) => store = self.take(store, page).await?,
             }
         }
+    }
+
+    /// Folds a page into the content that is served.
+    async fn take(&mut self, store: Store, page: Page) -> Result<Store, ReadNodeError> {
+        let store = fold(store, page.events).await?;
+        self.folded(&store, page.head)?;
+        Ok(store)
     }
 
     fn forget(&self) {
@@ -133,10 +162,10 @@ impl Follower {
 
     /// Opens the store anew, judged as at the start.
     async fn reopen(&mut self) -> Result<Store, ReadNodeError> {
-        let (store, unfinished) = open(&self.shared.files, &self.shared.log).await?;
-        self.shared.pool.point_to(store.path());
-        self.unfinished = unfinished;
-        Ok(store)
+        let opened = open(&self.shared.files, &self.shared.log).await?;
+        self.shared.pool.point_to(opened.store.path());
+        self.unfinished = opened.unfinished;
+        Ok(opened.store)
     }
 
     fn tell(&self, store: &Store) {
@@ -193,22 +222,24 @@ impl Follower {
 
     async fn build(&mut self, old: Store) -> Result<(Store, Rebuilt), ReadNodeError> {
         let path = self.shared.files.fresh()?;
-        let mut fresh = create(&path).await?;
+        let (mut old, mut fresh) = (old, create(&path).await?);
         // Exactly as far as the old content, so that the two can be compared.
         while fresh.position() < old.position() {
             let left = old.position().get() - fresh.position().get();
-            let limit = usize::try_from(left).unwrap_or(usize::MAX);
-            let page = page(
-                &self.shared.log,
-                fresh.position(),
-                limit.min(BATCH_EVENTS_MAX),
-            )
-            .await?;
-            fresh = fold(fresh, page.events).await?;
+            let left = usize::try_from(left).unwrap_or(usize::MAX);
+            let (log, from) = (&self.shared.log, fresh.position());
+            let next = page(log, from, left.min(BATCH_EVENTS_MAX)).await?;
+            fresh = fold(fresh, next.events).await?;
             let position = fresh.position();
             self.shared
                 .progress
                 .send_modify(|progress| progress.rebuilding = Some(position));
+            if position < old.position() {
+                // What is served goes on meanwhile.
+                let next = page(&self.shared.log, old.position(), BESIDE_EVENTS_MAX).await?;
+                old = self.take(old, next).await?;
+                self.tell(&old);
+            }
         }
         let position = fresh.position();
         let (fresh, digest, before) = blocking(position, move || {
@@ -250,31 +281,74 @@ impl Drop for End {
 
 enum Step {
     Page(Page),
-    Rebuild(Option<Rebuild>),
+    Rebuild(Rebuild),
+    Damaged,
+    End,
 }
 
-/// Opens the current file if it is the fold of a prefix of this log, else begins a new one. The
-/// second is the path of a new file that must not become current before it has caught up, since
-/// the one before is kept until then: an older program may still want it.
+/// A store to begin with.
+pub(crate) struct Opened {
+    pub(crate) store: Store,
+    /// Its path, if it is new and must not become current before it has caught up: the one before is
+    /// kept until then, since an older program may still want it.
+    pub(crate) unfinished: Option<PathBuf>,
+    /// Whether it has not been judged, since the log is away.
+    pub(crate) trusted: bool,
+}
+
+impl Opened {
+    const fn current(store: Store) -> Self {
+        Self {
+            store,
+            unfinished: None,
+            trusted: false,
+        }
+    }
+}
+
+/// As [`open`]; while the log is away, the current file as it is.
+pub(crate) async fn open_or_trust(
+    files: &Generations,
+    log: &Arc<dyn EventLog>,
+) -> Result<Opened, ReadNodeError> {
+    let error = match open(files, log).await {
+        Err(error) if error.is_away() => error,
+        opened => return opened,
+    };
+    let Some(path) = files.current()? else {
+        return Err(error);
+    };
+    match blocking(Position(0), move || Store::open(&path)).await? {
+        Found::Usable(store) => Ok(Opened {
+            trusted: true,
+            ..Opened::current(store)
+        }),
+        Found::Unusable(_) => Err(error),
+    }
+}
+
+/// Opens the current file if it is the fold of a prefix of this log, else begins a new one.
 pub(crate) async fn open(
     files: &Generations,
     log: &Arc<dyn EventLog>,
-) -> Result<(Store, Option<PathBuf>), ReadNodeError> {
+) -> Result<Opened, ReadNodeError> {
     let current = files.current()?;
     let Some(path) = current else {
         files.keep_only(&[])?;
         let path = files.fresh()?;
         let store = create(&path).await?;
         files.make_current(&path)?;
-        return Ok((store, None));
+        return Ok(Opened::current(store));
     };
     files.keep_only(&[&path])?;
     let found = path.clone();
     let reason = match blocking(Position(0), move || Store::open(&found)).await? {
         Found::Unusable(reason) => reason,
-        Found::Usable(store) if store.position() == Position(0) => return Ok((store, None)),
+        Found::Usable(store) if store.position() == Position(0) => {
+            return Ok(Opened::current(store));
+        }
         Found::Usable(store) => match tip(store.position(), log).await? {
-            Ok(event) if store.is_tip(&event) => return Ok((store, None)),
+            Ok(event) if store.is_tip(&event) => return Ok(Opened::current(store)),
             Ok(event) => format!(
                 "it is of another log: the events at position {} differ",
                 event.position
@@ -288,7 +362,11 @@ pub(crate) async fn open(
         reason,
         "the read model cannot be used; building it again from the log"
     );
-    Ok((create(&fresh).await?, Some(fresh)))
+    Ok(Opened {
+        store: create(&fresh).await?,
+        unfinished: Some(fresh),
+        trusted: false,
+    })
 }
 
 async fn create(path: &Path) -> Result<Store, ReadNodeError> {

@@ -34,7 +34,9 @@ impl ReadNode {
     /// head, or is of another log; everything is folded again from position 0, and a warning says so.
     ///
     /// # Errors
-    /// [`ReadNodeError`], if the directory cannot be used or the log cannot be read.
+    /// [`ReadNodeError`], if the directory cannot be used or the log cannot be read. A log that is away
+    /// is no error if there is content: that is served, [`ReadStatus::lag_ms`] says how old it may be,
+    /// and it is judged when the log is back.
     pub async fn start(
         config: Config,
         log: Arc<dyn EventLog>,
@@ -42,7 +44,8 @@ impl ReadNode {
         tasks: &Tasks,
     ) -> Result<Self, ReadNodeError> {
         let files = Arc::new(Generations::open(&config.dir)?);
-        let (store, unfinished) = follow::open(&files, &log).await?;
+        let opened = follow::open_or_trust(&files, &log).await?;
+        let store = opened.store;
         let mut progress = Progress::of(&store);
         if store.position() == Position(0) {
             progress.fresh_at = clock.now();
@@ -59,7 +62,8 @@ impl ReadNode {
         let follower = Follower {
             shared: shared.clone(),
             rebuilds: asked,
-            unfinished,
+            unfinished: opened.unfinished,
+            trusted: opened.trusted,
         };
         let token = tasks.token();
         tasks.spawn(
@@ -71,7 +75,7 @@ impl ReadNode {
     }
 
     /// Folds the whole log again in a file of its own and takes that into service. Until then the old
-    /// content is served, and nothing new is folded into it.
+    /// content is served and goes on, more slowly.
     ///
     /// # Errors
     /// [`ReadNodeError::Unfinished`]; [`ReadNodeError::Stopping`], if folding has ended.
@@ -93,6 +97,9 @@ impl ReadNode {
             let mut conn = pool.connect()?;
             let path = conn.path().unwrap_or_default().to_owned();
             let digest = conn.transaction().and_then(|tx| digest::of(&tx));
+            if let Err(error) = &digest {
+                pool.tell_damage(path.as_ref(), error);
+            }
             digest.map_err(ReadNodeError::sqlite("read", path))
         });
         reading.await.map_err(|_| ReadNodeError::Stopping)?

@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use rusqlite::{Connection, OpenFlags, Transaction};
 use tabbify_api::read::QueryError;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use crate::error::ReadNodeError;
+use crate::error::{ReadNodeError, is_damage};
 
 /// LIMIT: questions at once; others wait in order.
 const READERS_MAX: usize = 4;
@@ -25,6 +26,7 @@ const STATEMENTS_MAX: usize = 64;
 pub(crate) struct Pool {
     permits: Arc<Semaphore>,
     idle: Arc<Mutex<Idle>>,
+    damaged: Arc<Notify>,
     time_max: Duration,
 }
 
@@ -42,6 +44,7 @@ impl Pool {
                 path: path.to_owned(),
                 connections: Vec::new(),
             })),
+            damaged: Arc::default(),
             time_max,
         }
     }
@@ -51,6 +54,13 @@ impl Pool {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         path.clone_into(&mut idle.path);
         idle.connections.clear();
+        // What was found in the file before says nothing about this one.
+        let _ = self.damaged.notified().now_or_never();
+    }
+
+    /// Waits until a question has come upon damage in the file that is read now.
+    pub(crate) async fn damage_seen(&self) {
+        self.damaged.notified().await;
     }
 
     /// A connection of its own to the file that is read now, for work without a deadline.
@@ -90,11 +100,23 @@ impl Pool {
             None => connect(&path).map_err(|error| self.refused(&error))?,
         };
         let asked = ask_on(&mut conn, deadline, question);
-        self.give_back(path, conn);
+        self.give_back(&path, conn);
         asked.map_err(|error| match error {
             Asked::Refused(error) => error,
-            Asked::Sql(error) => self.refused(&error),
+            Asked::Sql(error) => {
+                self.tell_damage(&path, &error);
+                self.refused(&error)
+            }
         })
+    }
+
+    /// Has the file built again, unless another is read by now.
+    pub(crate) fn tell_damage(&self, path: &Path, error: &rusqlite::Error) {
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_damage(error) && idle.path == path {
+            tracing::error!(path = %path.display(), %error, "a question found the read model damaged");
+            self.damaged.notify_one();
+        }
     }
 
     fn take(&self) -> (PathBuf, Option<Connection>) {
@@ -102,7 +124,7 @@ impl Pool {
         (idle.path.clone(), idle.connections.pop())
     }
 
-    fn give_back(&self, path: PathBuf, conn: Connection) {
+    fn give_back(&self, path: &Path, conn: Connection) {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         if idle.path == path {
             idle.connections.push(conn);
@@ -180,14 +202,18 @@ fn ask_on<T>(
 mod tests {
     use super::*;
 
+    fn file() -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("a.sqlite");
+        let made = Connection::open(&path)
+            .and_then(|conn| conn.execute_batch("CREATE TABLE t (n INTEGER)"));
+        made.expect("a file with a table");
+        (dir, path)
+    }
+
     #[tokio::test]
     async fn an_endless_question_ends_at_its_deadline_and_the_next_one_is_answered() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("a.sqlite");
-        Connection::open(&path)
-            .unwrap()
-            .execute_batch("CREATE TABLE t (n INTEGER)")
-            .unwrap();
+        let (_dir, path) = file();
         let pool = Pool::new(&path, Duration::from_millis(50));
         let endless = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c)
                        SELECT count(*) FROM c";
@@ -200,12 +226,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_reader_cannot_write_and_a_panic_takes_nothing_along() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("a.sqlite");
-        Connection::open(&path)
-            .unwrap()
-            .execute_batch("CREATE TABLE t (n INTEGER)")
-            .unwrap();
+        let (_dir, path) = file();
         let pool = Pool::new(&path, Duration::from_secs(20));
         for _ in 0..=READERS_MAX {
             let panics = pool.ask(|_| -> Result<(), Asked> { panic!("a bug in a question") });

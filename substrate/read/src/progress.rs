@@ -48,11 +48,13 @@ pub(crate) fn status(
     let seen = progress.borrow().clone();
     let head = head.max(seen.head).max(seen.position);
     let lag_events = head.get() - seen.position.get();
-    let lag_ms = match lag_events {
-        0 => 0,
-        _ => now.millis().saturating_sub(seen.fresh_at.millis()).max(1),
+    // A log that cannot be asked may have grown by now.
+    let is_fresh = lag_events == 0 && seen.stopped.is_none();
+    let lag_ms = match is_fresh {
+        true => 0,
+        false => now.millis().saturating_sub(seen.fresh_at.millis()).max(1),
     };
-    if lag_events == 0 {
+    if is_fresh {
         // Looked at and nothing missing: the content is as of now.
         progress.send_if_modified(|progress| {
             if progress.position == head {

@@ -10,7 +10,7 @@ mod tokens;
 
 use rusqlite::Transaction;
 use tabbify_types::event::EventError;
-use tabbify_types::{Position, Recorded, Segment, Timestamp};
+use tabbify_types::{Event, Position, Recorded, Segment, Timestamp};
 
 /// Every projection, in the order in which the content digest takes them.
 pub(crate) const ALL: &[&dyn Projection] = &[
@@ -92,6 +92,36 @@ pub(crate) enum FoldError {
     Sql(#[from] rusqlite::Error),
 }
 
+/// One event of a tenant on its way into the tables.
+pub(crate) struct Entry<'a> {
+    pub(crate) tx: &'a Transaction<'a>,
+    /// Whose segment speaks: rows are keyed by that, not by what the event says.
+    pub(crate) tenant: &'a str,
+    pub(crate) recorded: &'a Recorded,
+}
+
+/// How writing rows ends.
+pub(crate) type Folded = rusqlite::Result<()>;
+
+/// Decodes an event of a tenant's segment and folds it; what is not of the catalog, or of no tenant,
+/// changes nothing.
+pub(crate) fn fold_of_tenant(
+    tx: &Transaction<'_>,
+    recorded: &Recorded,
+    fold: impl FnOnce(&Entry<'_>, &Event) -> Folded,
+) -> Result<(), FoldError> {
+    let (Some(event), Some(tenant)) = (recorded.event()?, recorded.segment.tenant()) else {
+        return Ok(());
+    };
+    let tenant = tenant.as_str();
+    let entry = Entry {
+        tx,
+        tenant,
+        recorded,
+    };
+    Ok(fold(&entry, &event)?)
+}
+
 /// Whether `segment` is `tenant_<slug>.<part>`.
 pub(crate) fn is_of_tenant(segment: &Segment, part: &str) -> bool {
     segment.tenant().is_some()
@@ -133,8 +163,6 @@ pub(crate) fn json(part: &impl serde::Serialize) -> String {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
-
-    use tabbify_types::Event;
 
     use super::*;
 

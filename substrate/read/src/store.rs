@@ -3,6 +3,7 @@
 //! INVARIANT: the rows and the position that they stand at are written by the same transaction, so
 //! that every state a crash can leave is the fold of a prefix of the log.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +18,8 @@ use crate::projection::{self, FoldError, Projection, millis, place};
 /// Version of the tables. Another one in a file means another file, built from position 0.
 pub(crate) const SCHEMA: i64 = 1;
 
+/// Bytes of a page: SQLite's own default, of which every file here is made.
+const PAGE_LEN: u64 = 4096;
 /// How long a write waits for a lock that another connection holds.
 const BUSY: Duration = Duration::from_secs(5);
 /// LIMIT: prepared statements that the writer keeps; there are fewer.
@@ -85,6 +88,13 @@ impl Store {
 
     /// Opens a file that is there.
     pub(crate) fn open(path: &Path) -> Result<Found, ReadNodeError> {
+        // SQLite takes what is missing of its last page for zeros.
+        let len = fs::metadata(path).map_err(ReadNodeError::io("read", path))?;
+        if len.len() % PAGE_LEN != 0 {
+            return Ok(Found::Unusable(
+                "it was cut in the middle of a page".to_owned(),
+            ));
+        }
         let opened = connect(path).and_then(|conn| {
             let schema: i64 = conn.pragma_query_value(None, "user_version", |row| row.get(0))?;
             if schema != SCHEMA {
@@ -97,7 +107,8 @@ impl Store {
             Ok(Err(schema)) => Ok(Found::Unusable(format!(
                 "its tables are of version {schema}, this program's are {SCHEMA}"
             ))),
-            Err(error) if error.is_damage() => {
+            // A file without its tables, or with other rows in them, is as bad as a damaged one.
+            Err(error) if !error.is_of_machine() => {
                 Ok(Found::Unusable(tabbify_process::chain(&error).to_string()))
             }
             Err(error) => Err(error),

@@ -1,11 +1,11 @@
 //! The fold takes what is signed, in any order of replay, and nothing else.
 
-use proptest::prelude::{
-    Just, ProptestConfig, Strategy, any, prop_assert_eq, prop_oneof, proptest,
-};
+use proptest::prelude::{ProptestConfig, Strategy, any, prop_assert_eq, prop_oneof, proptest};
 use tabbify_token::{SecretKey, endorse_issuer};
-use tabbify_types::event::v1::{TenantCreated, TokenIssued};
-use tabbify_types::{EventId, NewEvent, Rev, Timestamp};
+use tabbify_types::event::v1::{
+    RoleChanged, SessionsEnded, TenantCreated, TokenIssued, TokenRevoked, TokenUsed,
+};
+use tabbify_types::{EventId, MeshKey, NewEvent, Timestamp};
 
 use super::*;
 
@@ -186,7 +186,11 @@ enum Step {
     Rotate(u8),
     Register(u8, u8),
     Tenant(u8),
-    Issue,
+    Issue(u8),
+    Use(u8, u8),
+    Revoke(u8),
+    End(u8, u64),
+    Role(u8, bool),
     Foreign(u8),
 }
 
@@ -195,7 +199,11 @@ fn step() -> impl Strategy<Value = Step> {
         (0_u8..5).prop_map(Step::Rotate),
         (0_u8..4, 0_u8..5).prop_map(|(user, key)| Step::Register(user, key)),
         (0_u8..3).prop_map(Step::Tenant),
-        Just(Step::Issue),
+        (0_u8..4).prop_map(Step::Issue),
+        (0_u8..4, 1_u8..4).prop_map(|(token, key)| Step::Use(token, key)),
+        (0_u8..4).prop_map(Step::Revoke),
+        (0_u8..4, 0_u64..9).prop_map(|(user, upto)| Step::End(user, upto)),
+        (0_u8..4, any::<bool>()).prop_map(|(user, is)| Step::Role(user, is)),
         (0_u8..4).prop_map(Step::Foreign),
     ]
 }
@@ -214,19 +222,35 @@ fn event(position: u64, step: &Step) -> Fallible<Recorded> {
                 tenant: tenant(*n)?,
             },
         ),
-        Step::Issue => {
-            let expires = Timestamp::default();
-            let (kind, subject) = ("user".to_owned(), "user:owner".to_owned());
-            recorded(
-                position,
-                auth,
-                TokenIssued {
-                    jti: "j".to_owned(),
-                    kind,
-                    subject,
-                    expires,
-                },
-            )
+        Step::Issue(n) => {
+            let issued = TokenIssued {
+                jti: format!("j{n}"),
+                kind: "join".to_owned(),
+                subject: format!("host:{n}"),
+                expires: Timestamp::from_secs(1000),
+                tenant: Some(Tenant::main()),
+                scopes: Vec::new(),
+                tags: Vec::new(),
+                by: None,
+            };
+            recorded(position, auth, issued)
+        }
+        Step::Use(n, key) => {
+            let (jti, key) = (format!("j{n}"), MeshKey([*key; 32]));
+            recorded(position, auth, TokenUsed { jti, key })
+        }
+        Step::Revoke(n) => {
+            let (jti, expires) = (format!("j{n}"), Timestamp::from_secs(1000));
+            recorded(position, auth, TokenRevoked { jti, expires })
+        }
+        Step::End(user, upto) => {
+            let (subject, upto) = (format!("user:{user}"), Timestamp::from_secs(*upto));
+            recorded(position, auth, SessionsEnded { subject, upto })
+        }
+        Step::Role(user, is) => {
+            let (user, role) = (format!("user:{user}"), is.then(|| "viewer".to_owned()));
+            let tenant = Tenant::main();
+            recorded(position, auth, RoleChanged { user, tenant, role })
         }
         Step::Foreign(user) => {
             let segment = Segment::apps(&Tenant::main());
@@ -237,6 +261,22 @@ fn event(position: u64, step: &Step) -> Fallible<Recorded> {
 
 fn tenant(n: u8) -> Fallible<Tenant> {
     Ok(format!("t{n}").parse()?)
+}
+
+#[test]
+fn tokens_are_forgotten_after_their_end_and_revocations_never() {
+    let mut state = begun().unwrap();
+    let apply = |state: &mut State, position: u64, step: &Step| {
+        state.apply(&event(position, step).unwrap()).unwrap();
+    };
+    apply(&mut state, 2, &Step::Issue(1));
+    apply(&mut state, 3, &Step::Revoke(1));
+    // The events' own time is their position, in seconds; the tokens end at 1000.
+    apply(&mut state, 1000 + 3600, &Step::Issue(2));
+    assert!(state.token("j1").is_some());
+    apply(&mut state, 1000 + 3601, &Step::Issue(3));
+    assert!(state.token("j1").is_none() && state.token("j3").is_some());
+    assert!(state.revocations().contain("j1"));
 }
 
 proptest! {
@@ -286,6 +326,42 @@ proptest! {
         let newest = &newest[newest.len().saturating_sub(ISSUER_KEYS_MAX)..];
         let kids: Vec<_> = whole.issuers().iter().map(|key| key.bytes().id()).collect();
         prop_assert_eq!(kids, newest.iter().map(|n| key(*n).id()).collect::<Vec<_>>());
+        // A token's first use after it was issued, what was ever revoked, the latest end and role.
+        let (mut used, mut revoked) = (BTreeMap::new(), BTreeSet::new());
+        let (mut ended, mut roles) = (BTreeMap::new(), BTreeMap::new());
+        for step in &steps {
+            match step {
+                Step::Issue(n) => {
+                    used.entry(*n).or_insert(None);
+                }
+                Step::Use(n, key) => {
+                    if let Some(first) = used.get_mut(n) {
+                        first.get_or_insert(MeshKey([*key; 32]));
+                    }
+                }
+                Step::Revoke(n) => {
+                    revoked.insert(*n);
+                }
+                Step::End(user, upto) => {
+                    let latest = ended.entry(*user).or_insert(*upto);
+                    *latest = (*upto).max(*latest);
+                }
+                Step::Role(user, is) => {
+                    roles.insert(*user, *is);
+                }
+                _ => {}
+            }
+        }
+        for n in 0..4_u8 {
+            let token = whole.token(&format!("j{n}")).map(|token| token.used);
+            prop_assert_eq!(token, used.get(&n).copied());
+            prop_assert_eq!(whole.revocations().contain(&format!("j{n}")), revoked.contains(&n));
+            let upto = whole.revocations().ended(&format!("user:{n}")).map(Timestamp::secs);
+            prop_assert_eq!(upto.unwrap_or(0), ended.get(&n).copied().unwrap_or(0));
+            let role = whole.person(&format!("user:{n}")).and_then(|person| person.role(&Tenant::main()));
+            let expected = roles.get(&n).map(|is| is.then_some(tabbify_api::auth::people::Role::Viewer));
+            prop_assert_eq!(role, expected);
+        }
         for n in 0..5 {
             let holder = whole.user_by_key(&key(n).id()).map(|user| user.subject.clone());
             prop_assert_eq!(holder, holders.get(&n).map(|user| format!("user:{user}")));

@@ -69,20 +69,16 @@ impl<'a, R: Read> Lines<'a, R> {
     }
 }
 
-/// The failure of lines that broke off: what they were, why, and the command that goes on.
-pub(crate) fn cut(what: &str, broken: Broken, again: &str) -> Failure {
-    match broken {
-        Broken::Off(why) => Failure::new(Code::Interrupted, format!("{what} broke off ({why})."))
-            .fix(format!("Go on with: {again}")),
-        Broken::Other(failure) => failure,
-    }
-}
-
-/// [`Lines::next`] for callers that need nothing but the failure.
+/// [`Lines::next`] for callers that need nothing but the failure: what broke off, why, and the command
+/// that goes on.
 pub(crate) fn or_cut<T>(
     next: std::result::Result<Option<T>, Broken>,
     what: &str,
     again: impl FnOnce() -> String,
 ) -> Result<Option<T>> {
-    next.map_err(|broken| cut(what, broken, &again()))
+    next.map_err(|broken| match broken {
+        Broken::Off(why) => Failure::new(Code::Interrupted, format!("{what} broke off ({why})."))
+            .fix(format!("Go on with: {}", again())),
+        Broken::Other(failure) => failure,
+    })
 }

@@ -23,6 +23,7 @@ use tabbify_types::event::v1::Access;
 use tabbify_types::{AppId, AppUla, Digest, Tenant, Timestamp, VersionNumber};
 
 /// What a test may break, for requests whose `METHOD path` contains a text.
+#[expect(clippy::large_enum_variant, reason = "a test makes a handful of them")]
 pub(crate) enum Fault {
     /// The connection ends after half of the request's body.
     Cut,

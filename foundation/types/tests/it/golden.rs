@@ -195,6 +195,18 @@ fn a_later_release_may_add_optional_fields() {
     }
 }
 
+/// Fields that came later stay away where a log was written before them.
+#[test]
+fn an_event_from_before_its_optional_fields_is_read() {
+    let before = r#"{"jti":"0191e7c4-0000-7000-8000-000000000001","kind":"join","subject":"host:box2","expires":"2026-11-22T15:00:00.000Z"}"#;
+    let Ok(Some(Event::TokenIssued(issued))) = Event::decode("token_issued", 1, before) else {
+        panic!("it is not read");
+    };
+    assert_eq!((issued.tenant.as_ref(), issued.by.as_ref()), (None, None));
+    assert!(issued.scopes.is_empty() && issued.tags.is_empty());
+    assert_eq!(Event::from(issued).data().unwrap().get(), before);
+}
+
 #[test]
 fn every_case_is_spelled_as_it_was() {
     fn check<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(cases: &[(T, &str)]) {

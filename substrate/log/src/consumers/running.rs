@@ -166,6 +166,9 @@ impl Running {
         }
         let now = self.now();
         let mut core = self.core();
+        if core.tick(now) {
+            self.touched();
+        }
         let taken = core.take(&poll.member, poll.max, now);
         let taken = taken.map_err(|refused| self.refusal(refused))?;
         Ok((taken, core.has_room(), core.wakes()))

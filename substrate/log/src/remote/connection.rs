@@ -1,22 +1,20 @@
 //! Connections to the service: how they come to be, and how they are kept between requests.
 
 use std::fmt;
-use std::io;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
+use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
-use tabbify_api::BoxFuture;
+use tabbify_process::connect::{Bearer, Connect};
 use tabbify_process::{Importance, Tasks, chain};
-use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{Bearer, Failed, broken};
+use super::{Failed, broken, succeeded};
 
 /// LIMIT: connections that are kept without a request.
 const IDLE_MAX: usize = 16;
@@ -25,34 +23,9 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 /// LIMIT: how long the head of an answer may take: a poll waits for half of it.
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 
-/// A stream of bytes to the service.
-pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
-
-impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
-
-/// Reaches the service: a unix socket, TCP, a stream of the mesh.
-pub trait Connect: Send + Sync + fmt::Debug {
-    /// A new stream.
-    fn connect(&self) -> BoxFuture<'_, io::Result<Box<dyn Stream>>>;
-}
-
-/// The service on this machine.
-#[derive(Debug, Clone)]
-pub struct UnixSocket {
-    /// The directory of the socket, however deep.
-    pub directory: PathBuf,
-    /// Its name there.
-    pub name: String,
-}
-
-impl Connect for UnixSocket {
-    fn connect(&self) -> BoxFuture<'_, io::Result<Box<dyn Stream>>> {
-        Box::pin(async {
-            let stream = tabbify_process::unix::connect(&self.directory, &self.name).await?;
-            Ok(Box::new(stream) as Box<dyn Stream>)
-        })
-    }
-}
+/// What this client understands: frames wherever the service has them.
+const ACCEPTED: HeaderValue =
+    HeaderValue::from_static("application/vnd.tabbify.log-stream, application/json");
 
 /// Whether a request with a body may be sent twice, when its answer was lost with the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -192,8 +165,30 @@ impl Connections {
             .uri(path)
             .header(header::HOST, "log")
             .header(header::AUTHORIZATION, bearer)
+            .header(header::ACCEPT, ACCEPTED)
             .body(Full::new(body));
         request.map_err(|error| broken("the request is malformed", &error))
+    }
+
+    /// A connection of its own that speaks `protocol` from here on, if the service grants it.
+    pub(super) async fn upgrade(
+        &self,
+        path: &str,
+        protocol: &'static str,
+    ) -> Result<Upgraded, Failed> {
+        let sender = self.new_connection().await?;
+        let mut request = self.head(&Method::GET, path, Bytes::new())?;
+        let headers = request.headers_mut();
+        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(header::UPGRADE, HeaderValue::from_static(protocol));
+        let sent = self.send(sender, request).await;
+        let answer = sent.map_err(|error| broken("a request broke off", &chain(&error)))??;
+        if answer.response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            let refused = succeeded(Ok(answer)).await.err();
+            return Err(refused.unwrap_or(Failed::Broken));
+        }
+        let upgraded = hyper::upgrade::on(answer.response).await;
+        upgraded.map_err(|error| broken("an upgrade broke off", &chain(&error)))
     }
 
     async fn new_connection(&self) -> Result<Sender, Failed> {
@@ -205,7 +200,7 @@ impl Connections {
             shaken.map_err(|error| broken("the log cannot be reached", &chain(&error)))?;
         self.tasks
             .spawn("log client", Importance::Detached, async move {
-                if let Err(error) = connection.await {
+                if let Err(error) = connection.with_upgrades().await {
                     tracing::debug!(error = %chain(&error), "connection to the log ended early");
                 }
             });

@@ -1,5 +1,5 @@
-//! A subscription over the network: server-sent events, and a new connection from the last position
-//! when one breaks off. What was delivered is not delivered again, `CaughtUp` comes once.
+//! A subscription over the network: frames, and a new connection from the last position when one
+//! breaks off or its token ends. What was delivered is not delivered again, `CaughtUp` comes once.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -9,18 +9,15 @@ use std::time::Duration;
 use http::Method;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
-use tabbify_api::log::{
-    CAUGHT_UP_EVENT, Delivery, END_EVENT, Filter, Head, PROGRESS_EVENT, ReadError, SUBSCRIBE_PATH,
-    Subscribe,
-};
-use tabbify_api::{BoxFuture, Problem};
+use tabbify_api::BoxFuture;
+use tabbify_api::log::{Delivery, Filter, ReadError, SUBSCRIBE_PATH, Subscribe};
 use tabbify_types::Position;
 
 use super::connection::{Answer, Used};
 use super::{Failed, Shared, broken, read_error, succeeded};
+use crate::wire::frames::{Frame, Frames, NotFrames, kind};
 use crate::wire::query::Query;
-use crate::wire::sse::{Message, Parser};
-use crate::wire::{event, problem};
+use crate::wire::{binary, problem};
 
 /// LIMIT: silence after which the service is taken for gone: three heartbeats.
 const SILENCE_MAX: Duration = Duration::from_secs(45);
@@ -49,7 +46,7 @@ pub(super) struct Subscription {
 
 struct Open {
     body: Incoming,
-    parser: Parser,
+    frames: Frames,
     /// Keeps the connection for as long as the body is read.
     _connection: Used,
 }
@@ -100,7 +97,7 @@ impl Subscription {
                 let (_, body, connection) = answer.into_parts();
                 self.open = Some(Open {
                     body,
-                    parser: Parser::default(),
+                    frames: Frames::default(),
                     _connection: connection,
                 });
                 Ok(())
@@ -157,54 +154,62 @@ impl Subscription {
                 return;
             }
         };
-        match open.parser.take(&piece) {
-            Ok(messages) => {
-                for message in messages {
-                    self.take(&message);
+        open.frames.extend(&piece);
+        self.take_frames();
+    }
+
+    fn take_frames(&mut self) {
+        while let Some(open) = self.open.as_mut() {
+            let taken = match open.frames.next() {
+                Ok(Some(frame)) => self.take(&frame),
+                Ok(None) => return,
+                Err(NotFrames(what)) => Err(what),
+            };
+            match taken {
+                Ok(()) => self.failures = 0,
+                Err(what) => {
+                    broken("a subscription is not understood", &what);
+                    self.end.get_or_insert(ReadError::Stopping);
+                    return;
                 }
             }
-            Err(what) => {
-                broken("a subscription is not understood", &what);
-                self.end = Some(ReadError::Stopping);
-            }
         }
     }
 
-    fn take(&mut self, message: &Message) {
-        let taken = match &*message.name {
-            "" => self.take_event(&message.data),
-            CAUGHT_UP_EVENT | PROGRESS_EVENT => self.take_mark(message),
-            END_EVENT => serde_json::from_slice(&message.data).map(|problem: Problem| {
-                self.end.get_or_insert_with(|| problem::to_read(problem));
-            }),
+    fn take(&mut self, frame: &Frame) -> Result<(), &'static str> {
+        match frame.kind {
+            kind::EVENT => {
+                let event = binary::event(&frame.body)?;
+                if event.position > self.told {
+                    self.told = event.position;
+                    self.shared.told(event.position);
+                    self.ready.push_back(Delivery::Event(Arc::new(event)));
+                }
+            }
+            kind::CAUGHT_UP => self.take_mark(binary::position(&frame.body)?, true),
+            kind::PROGRESS => self.take_mark(binary::position(&frame.body)?, false),
+            kind::END => {
+                let problem = binary::problem_in(&frame.body)?;
+                if problem::is_about_token(problem.code) {
+                    // The next connection has the next token.
+                    tracing::debug!(code = problem.code.as_str(), "a subscription goes on anew");
+                    self.open = None;
+                } else {
+                    let end = problem::to_read(*problem);
+                    self.end.get_or_insert(end);
+                }
+            }
             // A service newer than us has more to say.
-            _ => Ok(()),
-        };
-        match taken {
-            Ok(()) => self.failures = 0,
-            Err(error) => {
-                broken("a subscription is not understood", &error);
-                self.end.get_or_insert(ReadError::Stopping);
-            }
-        }
-    }
-
-    fn take_event(&mut self, data: &[u8]) -> Result<(), serde_json::Error> {
-        let event = event::from_line(data)?;
-        if event.position > self.told {
-            self.told = event.position;
-            self.shared.told(event.position);
-            self.ready.push_back(Delivery::Event(Arc::new(event)));
+            _ => {}
         }
         Ok(())
     }
 
     /// On a connection that is not the first, being caught up again is only progress.
-    fn take_mark(&mut self, message: &Message) -> Result<(), serde_json::Error> {
-        let Head { position } = serde_json::from_slice(&message.data)?;
-        let first = message.name == CAUGHT_UP_EVENT && !self.caught_up;
+    fn take_mark(&mut self, position: Position, caught_up: bool) {
+        let first = caught_up && !self.caught_up;
         if !first && position <= self.told {
-            return Ok(());
+            return;
         }
         self.caught_up |= first;
         self.told = self.told.max(position);
@@ -214,7 +219,6 @@ impl Subscription {
         } else {
             Delivery::Progress(position)
         });
-        Ok(())
     }
 }
 

@@ -35,37 +35,121 @@ pub(crate) fn of_append(error: &AppendError) -> Box<Problem> {
             error,
             LogProblem::IdConflict { id: *id },
         ),
+        AppendError::ExpectAhead {
+            segment,
+            key,
+            expected,
+            actual,
+        } => {
+            let log = LogProblem::ExpectAhead {
+                segment: segment.clone(),
+                key: key.clone(),
+                expected: *expected,
+                rev: *actual,
+            };
+            about(ErrorCode::ExpectAhead, error, log)
+        }
         AppendError::Invalid { detail } => plain(ErrorCode::InvalidBatch, detail),
+        AppendError::EventTooLarge { detail } => plain(ErrorCode::EventTooLarge, detail),
+        AppendError::BatchTooLarge { detail } => plain(ErrorCode::BatchTooLarge, detail),
+        AppendError::UnknownSegment { segment } => {
+            let segment = segment.clone();
+            let log = LogProblem::UnknownSegment { segment };
+            about(ErrorCode::UnknownSegment, error, log)
+        }
+        AppendError::UnknownVersion {
+            kind,
+            version,
+            newest,
+        } => {
+            let (kind, version, newest) = (kind.clone(), *version, *newest);
+            let log = LogProblem::UnknownVersion {
+                kind,
+                version,
+                newest,
+            };
+            about(ErrorCode::UnknownVersion, error, log)
+        }
+        AppendError::Rate {
+            tenant,
+            retry_after_ms,
+        } => {
+            let (tenant, retry_after_ms) = (tenant.clone(), *retry_after_ms);
+            let log = LogProblem::Rate {
+                tenant,
+                retry_after_ms,
+            };
+            about(ErrorCode::AppendRate, error, log)
+        }
         AppendError::Forbidden { actor, segment } => {
             let (actor, segment) = (actor.clone(), segment.clone());
             let log = LogProblem::MayNotWrite { actor, segment };
             about(ErrorCode::Forbidden, error, log)
         }
+        AppendError::Refused { code, detail } => plain(*code, detail),
         AppendError::NoSpace { detail } => plain(ErrorCode::LogNoSpace, detail),
         AppendError::Stopping => plain(ErrorCode::Unavailable, &error.to_string()),
     }
 }
 
 pub(crate) fn to_append(problem: Problem) -> AppendError {
-    match (problem.code, problem.log) {
+    let Problem {
+        code, detail, log, ..
+    } = problem;
+    match (code, log) {
         (_, Some(LogProblem::Conflict { segment, key, rev })) => AppendError::Conflict {
             segment,
             key,
+            actual: rev,
+        },
+        (
+            _,
+            Some(LogProblem::ExpectAhead {
+                segment,
+                key,
+                expected,
+                rev,
+            }),
+        ) => AppendError::ExpectAhead {
+            segment,
+            key,
+            expected,
             actual: rev,
         },
         (_, Some(LogProblem::IdConflict { id })) => AppendError::IdConflict { id },
         (_, Some(LogProblem::MayNotWrite { actor, segment })) => {
             AppendError::Forbidden { actor, segment }
         }
-        (ErrorCode::InvalidBatch, _) => AppendError::Invalid {
-            detail: problem.detail,
+        (_, Some(LogProblem::UnknownSegment { segment })) => {
+            AppendError::UnknownSegment { segment }
+        }
+        (
+            _,
+            Some(LogProblem::UnknownVersion {
+                kind,
+                version,
+                newest,
+            }),
+        ) => AppendError::UnknownVersion {
+            kind,
+            version,
+            newest,
         },
-        (ErrorCode::LogNoSpace, _) => AppendError::NoSpace {
-            detail: problem.detail,
+        (
+            _,
+            Some(LogProblem::Rate {
+                tenant,
+                retry_after_ms,
+            }),
+        ) => AppendError::Rate {
+            tenant,
+            retry_after_ms,
         },
-        (code, _) if is_final(code) => AppendError::Invalid {
-            detail: refused(code, &problem.detail),
-        },
+        (ErrorCode::InvalidBatch, _) => AppendError::Invalid { detail },
+        (ErrorCode::EventTooLarge, _) => AppendError::EventTooLarge { detail },
+        (ErrorCode::BatchTooLarge, _) => AppendError::BatchTooLarge { detail },
+        (ErrorCode::LogNoSpace, _) => AppendError::NoSpace { detail },
+        (code, _) if is_final(code) => AppendError::Refused { code, detail },
         _ => AppendError::Stopping,
     }
 }
@@ -82,6 +166,7 @@ pub(crate) fn of_read(error: &ReadError) -> Box<Problem> {
             let log = LogProblem::MayNotRead { actor, glob };
             about(ErrorCode::Forbidden, error, log)
         }
+        ReadError::Refused { code, detail } => plain(*code, detail),
         ReadError::Damaged { detail } => plain(ErrorCode::LogDamaged, detail),
         ReadError::Stopping => plain(ErrorCode::Unavailable, &error.to_string()),
     }
@@ -94,17 +179,11 @@ pub(crate) fn to_read(problem: Problem) -> ReadError {
         (ErrorCode::LogDamaged, _) => ReadError::Damaged {
             detail: problem.detail,
         },
-        (code, _) => {
-            if is_final(code) {
-                // The trait has no word for a request that is refused as such.
-                tracing::error!(
-                    code = code.as_str(),
-                    detail = problem.detail,
-                    "reading is refused"
-                );
-            }
-            ReadError::Stopping
-        }
+        (code, _) if is_final(code) => ReadError::Refused {
+            code,
+            detail: problem.detail,
+        },
+        _ => ReadError::Stopping,
     }
 }
 
@@ -178,9 +257,6 @@ pub(crate) fn to_consumer(problem: Problem, name: &ConsumerName) -> ConsumerErro
             glob: glob.clone(),
         },
         (ErrorCode::BadRequest, _) => ConsumerError::Invalid { detail },
-        (code, None) if is_final(code) => ConsumerError::Invalid {
-            detail: refused(code, &detail),
-        },
         _ => ConsumerError::Read(to_read(problem)),
     }
 }
@@ -201,8 +277,12 @@ fn is_final(code: ErrorCode) -> bool {
     (400..500).contains(&code.status()) && code != ErrorCode::RateLimited
 }
 
-fn refused(code: ErrorCode, detail: &str) -> String {
-    format!("{}: {detail}", code.as_str())
+/// Whether it was the token that was refused, so that another may do.
+pub(crate) const fn is_about_token(code: ErrorCode) -> bool {
+    matches!(
+        code,
+        ErrorCode::TokenMissing | ErrorCode::TokenInvalid | ErrorCode::TokenExpired
+    )
 }
 
 #[cfg(test)]
@@ -216,52 +296,60 @@ mod tests {
         serde_json::from_str(&json).expect("a problem parses")
     }
 
+    fn check_append(error: &AppendError, status: u16) {
+        let problem = of_append(error);
+        assert_eq!(problem.status, status, "{error}");
+        assert_eq!(to_append(carried(&problem)), *error);
+    }
+
     #[test]
     fn errors_of_append_survive_the_wire() {
         let segment = || "tenant_main.apps".parse().expect("a literal segment");
-        for (error, status) in [
-            (
-                AppendError::Conflict {
-                    segment: segment(),
-                    key: "a\0".to_owned(),
-                    actual: Rev(3),
-                },
-                409,
-            ),
-            (
-                AppendError::IdConflict {
-                    id: EventId::mint(),
-                },
-                409,
-            ),
-            (
-                AppendError::Invalid {
-                    detail: "0 events".to_owned(),
-                },
-                422,
-            ),
-            (
-                AppendError::Forbidden {
-                    actor: "x".to_owned(),
-                    segment: segment(),
-                },
-                403,
-            ),
-            (
-                AppendError::NoSpace {
-                    detail: "full".to_owned(),
-                },
-                507,
-            ),
-            (AppendError::Stopping, 503),
-        ] {
-            let problem = of_append(&error);
-            assert_eq!(problem.status, status, "{error}");
-            assert_eq!(to_append(carried(&problem)), error);
-        }
-        let refused = to_append(Problem::new(ErrorCode::TokenExpired, "ended"));
-        let detail = "token_expired: ended".to_owned();
-        assert_eq!(refused, AppendError::Invalid { detail });
+        let key = || "a\0".to_owned();
+        let conflict = AppendError::Conflict {
+            segment: segment(),
+            key: key(),
+            actual: Rev(3),
+        };
+        let ahead = AppendError::ExpectAhead {
+            segment: segment(),
+            key: key(),
+            expected: Rev(9),
+            actual: Rev(3),
+        };
+        let version = AppendError::UnknownVersion {
+            kind: "app_started".to_owned(),
+            version: 9,
+            newest: 1,
+        };
+        let rate = AppendError::Rate {
+            tenant: tabbify_types::Tenant::main(),
+            retry_after_ms: 1_234,
+        };
+        let forbidden = AppendError::Forbidden {
+            actor: "x".to_owned(),
+            segment: segment(),
+        };
+        let id = EventId::mint();
+        check_append(&conflict, 409);
+        check_append(&ahead, 409);
+        check_append(&AppendError::IdConflict { id }, 409);
+        check_append(&AppendError::UnknownSegment { segment: segment() }, 422);
+        check_append(&version, 422);
+        check_append(&rate, 429);
+        check_append(&forbidden, 403);
+        check_append(&AppendError::Stopping, 503);
+    }
+
+    #[test]
+    fn what_is_told_in_words_survives_the_wire() {
+        let detail = || "how much, and the limit".to_owned();
+        check_append(&AppendError::Invalid { detail: detail() }, 422);
+        check_append(&AppendError::EventTooLarge { detail: detail() }, 413);
+        check_append(&AppendError::BatchTooLarge { detail: detail() }, 413);
+        check_append(&AppendError::NoSpace { detail: detail() }, 507);
+        let (code, detail) = (ErrorCode::TokenExpired, detail());
+        check_append(&AppendError::Refused { code, detail }, 401);
         let busy = to_append(Problem::new(ErrorCode::RateLimited, "slow"));
         assert_eq!(busy, AppendError::Stopping);
     }
@@ -283,6 +371,13 @@ mod tests {
                     glob: glob(),
                 },
                 403,
+            ),
+            (
+                ReadError::Refused {
+                    code: ErrorCode::TokenExpired,
+                    detail: "ended".to_owned(),
+                },
+                401,
             ),
             (
                 ReadError::Damaged {
@@ -362,5 +457,9 @@ mod tests {
             assert_eq!(problem.code.as_str(), code, "{error}");
             assert_eq!(to_consumer(carried(&problem), &name), error);
         }
+        let (code, detail) = (ErrorCode::TokenExpired, "ended".to_owned());
+        let refused = ReadError::Refused { code, detail };
+        let back = to_consumer(*of_read(&refused), &name);
+        assert_eq!(back, ConsumerError::Read(refused));
     }
 }

@@ -1,5 +1,22 @@
-//! One suite, every implementation: a [`Fixture`] opens a log in its way, and each case of the suite
-//! is a test of each fixture.
+//! One suite, every implementation and transport, unchanged: a [`Fixture`] opens a log in its way, and
+//! every [`Case`] runs on each.
+//!
+//! | set-up | where |
+//! |---|---|
+//! | embedded, in process | here, a test a story and a test a table |
+//! | embedded, over HTTP | the same |
+//! | PostgreSQL with a synchronous standby, in process | `postgres`, one test for all cases |
+//! | the same, over HTTP | the same |
+
+pub(crate) mod case;
+mod closing;
+mod expects;
+mod filters;
+mod ids;
+mod limits;
+mod marks;
+mod order;
+mod scopes;
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,10 +24,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tabbify_api::BoxFuture;
 use tabbify_api::auth::AuthError;
 use tabbify_api::consumers::Consumers as ConsumersTrait;
-use tabbify_api::log::{Authorize, EventLog, LogScope};
-use tabbify_log::{Consumers, Log, RemoteLog, Service, UnixSocket};
+use tabbify_api::log::{Authorize, EventLog, LogEngine, LogScope};
+use tabbify_log::{Consumers, Log, LogId, RemoteLog, Service, UnixSocket};
 use tabbify_process::{Importance, SystemClock, Tasks, unix};
+use tabbify_types::Position;
 
+use self::case::Case;
 use crate::support::{Outcome, Wrong, options, scope};
 
 pub(crate) type Opened = (Box<dyn Served>, Arc<dyn EventLog>);
@@ -19,6 +38,9 @@ pub(crate) type Opened = (Box<dyn Served>, Arc<dyn EventLog>);
 pub(crate) trait Fixture: Send + Sync {
     /// The log in a directory, and a client that may do everything.
     fn open<'a>(&'a self, dir: &'a Path, extent_len: u64) -> BoxFuture<'a, Result<Opened, Wrong>>;
+
+    /// Verifies the log of a directory that is closed: its head, and the number of its commits.
+    fn verify<'a>(&'a self, dir: &'a Path) -> BoxFuture<'a, Result<(Position, u64), Wrong>>;
 }
 
 /// A log that is had.
@@ -29,75 +51,137 @@ pub(crate) trait Served: Send + Sync {
     /// Its consumers as `scope` may use them.
     fn consumers(&self, scope: LogScope) -> BoxFuture<'_, Result<Arc<dyn ConsumersTrait>, Wrong>>;
 
-    /// The engine behind it.
-    fn log(&self) -> &Log;
+    /// The last durable position, as the engine knows it.
+    fn head(&self) -> Position;
 
-    /// Closes the engine, so that another may open the directory.
+    /// Which log the engine has.
+    fn log_id(&self) -> LogId;
+
+    /// Closes the engine, so that another may open the log.
     fn close(&self) -> BoxFuture<'_, ()>;
 }
 
-/// An engine with its consumers, whose states are beside the log.
-struct Engine {
-    log: Arc<Log>,
+/// An engine, whatever it stores in.
+pub(crate) trait Engine: LogEngine {
+    fn log_id(&self) -> LogId;
+    fn close(&self) -> BoxFuture<'_, ()>;
+}
+
+impl Engine for Log {
+    fn log_id(&self) -> LogId {
+        Self::log_id(self)
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(Self::close(self))
+    }
+}
+
+/// Opens engines.
+pub(crate) trait Store: Send + Sync {
+    /// The log of a directory.
+    fn engine<'a>(
+        &'a self,
+        dir: &'a Path,
+        extent_len: u64,
+    ) -> BoxFuture<'a, Result<Arc<dyn Engine>, Wrong>>;
+
+    /// As [`Fixture::verify`].
+    fn verify<'a>(&'a self, dir: &'a Path) -> BoxFuture<'a, Result<(Position, u64), Wrong>>;
+}
+
+/// The embedded engine, in files of the directory.
+pub(crate) struct Embedded;
+
+impl Store for Embedded {
+    fn engine<'a>(
+        &'a self,
+        dir: &'a Path,
+        extent_len: u64,
+    ) -> BoxFuture<'a, Result<Arc<dyn Engine>, Wrong>> {
+        Box::pin(async move {
+            let options = options().extent_lens(extent_len, extent_len);
+            Ok(Arc::new(Log::open(dir, options)?) as Arc<dyn Engine>)
+        })
+    }
+
+    fn verify<'a>(&'a self, dir: &'a Path) -> BoxFuture<'a, Result<(Position, u64), Wrong>> {
+        Box::pin(async move {
+            let verified = Log::verify(dir)?;
+            Ok((verified.head, u64::try_from(verified.frames)?))
+        })
+    }
+}
+
+/// An engine with its consumers, whose states are in the directory.
+struct Hosted {
+    engine: Arc<dyn Engine>,
     consumers: Arc<Consumers>,
     tasks: Tasks,
 }
 
-impl Engine {
-    async fn open(dir: &Path, extent_len: u64) -> Result<Self, Wrong> {
-        let options = options().extent_lens(extent_len, extent_len);
-        let log = Arc::new(Log::open(dir, options)?);
+impl Hosted {
+    async fn open(store: &dyn Store, dir: &Path, extent_len: u64) -> Result<Self, Wrong> {
+        let engine = store.engine(dir, extent_len).await?;
         let tasks = Tasks::new();
         let states = dir.join("consumers");
-        let consumers =
-            Consumers::open(&states, log.clone(), Arc::new(SystemClock), &tasks).await?;
+        let log: Arc<dyn LogEngine> = engine.clone();
+        let consumers = Consumers::open(&states, log, Arc::new(SystemClock), &tasks).await?;
         Ok(Self {
-            log,
+            engine,
             consumers: Arc::new(consumers),
             tasks,
         })
     }
 }
 
-impl Drop for Engine {
+impl Drop for Hosted {
     fn drop(&mut self) {
         self.tasks.stop();
     }
 }
 
 /// The engine itself.
-pub(crate) struct InProcess;
+pub(crate) struct InProcess<S>(pub(crate) S);
 
-impl Fixture for InProcess {
+impl<S: Store> Fixture for InProcess<S> {
     fn open<'a>(&'a self, dir: &'a Path, extent_len: u64) -> BoxFuture<'a, Result<Opened, Wrong>> {
         Box::pin(async move {
-            let engine = Engine::open(dir, extent_len).await?;
-            let client = engine.log.client(scope("test", &["**"], &["**"])?);
-            Ok((Box::new(engine) as Box<dyn Served>, client))
+            let hosted = Hosted::open(&self.0, dir, extent_len).await?;
+            let client = hosted.engine.client(scope("test", &["**"], &["**"])?);
+            Ok((Box::new(hosted) as Box<dyn Served>, client))
         })
+    }
+
+    fn verify<'a>(&'a self, dir: &'a Path) -> BoxFuture<'a, Result<(Position, u64), Wrong>> {
+        self.0.verify(dir)
     }
 }
 
-impl Served for Engine {
+impl Served for Hosted {
     fn client(&self, scope: LogScope) -> BoxFuture<'_, Result<Arc<dyn EventLog>, Wrong>> {
-        Box::pin(async { Ok(self.log.client(scope)) })
+        Box::pin(async { Ok(self.engine.client(scope)) })
     }
 
     fn consumers(&self, scope: LogScope) -> BoxFuture<'_, Result<Arc<dyn ConsumersTrait>, Wrong>> {
         Box::pin(async { Ok(self.consumers.client(scope)) })
     }
 
-    fn log(&self) -> &Log {
-        &self.log
+    fn head(&self) -> Position {
+        self.engine.head()
+    }
+
+    fn log_id(&self) -> LogId {
+        self.engine.log_id()
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {
-        Box::pin(self.log.close())
+        self.engine.close()
     }
 }
 
 /// The engine behind a service on a unix socket.
-pub(crate) struct OverHttp;
+pub(crate) struct OverHttp<S>(pub(crate) S);
 
 /// Gives out tokens for scopes, and knows them again.
 #[derive(Debug, Default)]
@@ -124,29 +208,31 @@ impl Authorize for Tokens {
 
 /// A service, and where it listens.
 pub(crate) struct OnSocket {
-    engine: Engine,
+    hosted: Hosted,
     tokens: Arc<Tokens>,
     socket: tempfile::TempDir,
 }
 
 impl OnSocket {
+    /// A service of the embedded engine.
     pub(crate) async fn open(dir: &Path, extent_len: u64) -> Result<Self, Wrong> {
-        let engine = Engine::open(dir, extent_len).await?;
+        Self::of(&Embedded, dir, extent_len).await
+    }
+
+    async fn of(store: &dyn Store, dir: &Path, extent_len: u64) -> Result<Self, Wrong> {
+        let hosted = Hosted::open(store, dir, extent_len).await?;
         let tokens = Arc::new(Tokens::default());
-        let service = Service::new(
-            engine.log.clone(),
-            engine.consumers.clone(),
-            tokens.clone(),
-            &engine.tasks,
-        );
+        let engine: Arc<dyn LogEngine> = hosted.engine.clone();
+        let consumers = hosted.consumers.clone();
+        let service = Service::new(engine, consumers, tokens.clone(), &hosted.tasks);
         let socket = tempfile::tempdir()?;
         let listener = unix::bind(socket.path(), "log.sock")?;
         let serving = service.serve_unix(listener);
-        engine
+        hosted
             .tasks
             .spawn("log service", Importance::Essential, serving);
         Ok(Self {
-            engine,
+            hosted,
             tokens,
             socket,
         })
@@ -162,7 +248,7 @@ impl OnSocket {
 
     /// Ends the service; the log goes on.
     pub(crate) fn stop(&self) {
-        self.engine.tasks.stop();
+        self.hosted.tasks.stop();
     }
 
     async fn remote(&self, scope: LogScope) -> Result<RemoteLog, Wrong> {
@@ -172,7 +258,7 @@ impl OnSocket {
             name: "log.sock".to_owned(),
         };
         let bearer = Arc::new(move || token.clone());
-        Ok(RemoteLog::connect(Arc::new(socket), bearer, &self.engine.tasks).await?)
+        Ok(RemoteLog::connect(Arc::new(socket), bearer, &self.hosted.tasks).await?)
     }
 }
 
@@ -185,51 +271,81 @@ impl Served for OnSocket {
         Box::pin(async { Ok(self.remote(scope).await?.consumers()) })
     }
 
-    fn log(&self) -> &Log {
-        &self.engine.log
+    fn head(&self) -> Position {
+        self.hosted.head()
+    }
+
+    fn log_id(&self) -> LogId {
+        self.hosted.log_id()
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {
-        Box::pin(self.engine.log.close())
+        self.hosted.close()
     }
 }
 
-impl Fixture for OverHttp {
+impl<S: Store> Fixture for OverHttp<S> {
     fn open<'a>(&'a self, dir: &'a Path, extent_len: u64) -> BoxFuture<'a, Result<Opened, Wrong>> {
         Box::pin(async move {
-            let served = OnSocket::open(dir, extent_len).await?;
+            let served = OnSocket::of(&self.0, dir, extent_len).await?;
             let client = served.client(scope("test", &["**"], &["**"])?).await?;
             Ok((Box::new(served) as Box<dyn Served>, client))
         })
     }
+
+    fn verify<'a>(&'a self, dir: &'a Path) -> BoxFuture<'a, Result<(Position, u64), Wrong>> {
+        self.0.verify(dir)
+    }
 }
 
-/// Every case as a test of every fixture.
+/// Every story and every table as a test of each transport of the embedded engine, and all cases as
+/// a list for the others.
 macro_rules! suite {
-    (@one $fixture:ident: $($module:ident { $($case:ident)* })*) => {$(
-        mod $module {
+    (@tests $fixture:expr; $($module:ident { $($story:ident)* })*; $($table:ident)*) => {
+        $(mod $module {
             use super::*;
             $(
                 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-                async fn $case() -> Outcome {
-                    crate::$module::$case(&$fixture).await
+                async fn $story() -> Outcome {
+                    crate::$module::$story(&$fixture).await
+                }
+            )*
+        })*
+        mod tables {
+            use super::*;
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+                async fn $table() -> Outcome {
+                    case::run(Arc::new($fixture), crate::conformance::$table::cases()).await
                 }
             )*
         }
-    )*};
-    ($($cases:tt)*) => {
+    };
+    (stories: $($module:ident { $($story:ident)* })*; tables: $($table:ident)*;) => {
         mod in_process {
             use super::*;
-            suite!(@one InProcess: $($cases)*);
+            suite!(@tests InProcess(Embedded); $($module { $($story)* })*; $($table)*);
         }
         mod over_http {
             use super::*;
-            suite!(@one OverHttp: $($cases)*);
+            suite!(@tests OverHttp(Embedded); $($module { $($story)* })*; $($table)*);
+        }
+
+        /// All of the suite.
+        pub(crate) fn cases() -> Vec<Case> {
+            let mut cases = Vec::new();
+            $($(
+                let name = concat!(stringify!($module), "::", stringify!($story));
+                cases.push(Case::new(name, |fixture| Box::pin(crate::$module::$story(fixture))));
+            )*)*
+            $(cases.extend($table::cases());)*
+            cases
         }
     };
 }
 
 suite! {
+    stories:
     semantics {
         a_batch_is_numbered_and_kept_as_given
         expectations_hold_or_nothing_is_written
@@ -244,7 +360,6 @@ suite! {
         what_does_not_match_is_told_as_progress
         a_reader_that_slept_reads_from_disk_and_misses_nothing
         the_end_of_the_log_ends_a_subscription_after_the_last_event
-        damage_under_a_running_log_is_reported_to_readers
     }
     concurrency {
         positions_are_gapless_and_every_reader_sees_everything_once
@@ -264,5 +379,31 @@ suite! {
         beginning_again_gives_everything_again
         whoever_may_not_read_may_not_consume
         bad_requests_are_refused_by_name
+    };
+    tables: limits ids expects filters scopes marks order closing;
+}
+
+/// What only files can show.
+mod damage {
+    use super::*;
+
+    #[tokio::test]
+    async fn in_process() -> Outcome {
+        let fixture = InProcess(Embedded);
+        crate::subscriptions::damage_under_a_running_log_is_reported_to_readers(&fixture).await
     }
+
+    #[tokio::test]
+    async fn over_http() -> Outcome {
+        let fixture = OverHttp(Embedded);
+        crate::subscriptions::damage_under_a_running_log_is_reported_to_readers(&fixture).await
+    }
+}
+
+#[test]
+fn the_suite_has_its_size_and_every_case_a_name_of_its_own() {
+    let cases = cases();
+    let names: std::collections::BTreeSet<_> = cases.iter().map(|case| &case.name).collect();
+    assert_eq!(names.len(), cases.len());
+    assert!(cases.len() >= 150, "{} cases", cases.len());
 }

@@ -91,6 +91,34 @@ async fn a_stop_forgets_nothing() -> Outcome {
     Ok(())
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_time_has_parked_is_parked_after_a_stop() -> Outcome {
+    let (dir, states) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    let opened = open(dir.path(), states.path()).await?;
+    let one = name("one");
+    let once = Consumer {
+        attempts_max: 1,
+        ack_timeout_ms: 5_000,
+        ..Consumer::of(Filter::default())
+    };
+    opened.consumers.create(one.clone(), once).await?;
+    write(&*opened.client, &["a"]).await?;
+    let next = opened.consumers.next(one.clone(), poll("m", 9, 5_000));
+    assert_eq!(given(&next.await?), [(1, 1)]);
+    // Nobody acknowledges it, and nobody asks how it stands.
+    let next = opened.consumers.next(one.clone(), poll("m", 9, 10_000));
+    assert_eq!(given(&next.await?), []);
+    opened.close().await;
+
+    let opened = open(dir.path(), states.path()).await?;
+    let parked = opened.consumers.parked(one.clone(), Position(0), 9).await?;
+    assert_eq!(parked.len(), 1);
+    let next = opened.consumers.next(one.clone(), poll("m", 9, 5_000));
+    assert_eq!(given(&next.await?), []);
+    opened.close().await;
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_crash_skips_nothing() -> Outcome {
     let (dir, states, crashed) = (

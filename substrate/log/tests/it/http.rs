@@ -73,12 +73,14 @@ async fn every_mistake_has_its_code() -> Outcome {
         ),
         (get("/v1/log/head", "token-99"), 401, "token_invalid"),
         (get("/v1/log", t), 404, "not_found"),
+        (get("/v1/log/session", t), 400, "bad_request"),
+        (get("/v1/log/verify", t), 403, "forbidden"),
         (get("/v1/log/consumersx", t), 404, "not_found"),
         (get(append, t), 405, "method_not_allowed"),
         (post("/v1/log/head", t, ""), 405, "method_not_allowed"),
-        (post(append, t, "{"), 400, "bad_request"),
+        (post(append, t, "{"), 400, "bad_json"),
         (post(append, t, "{\"event\":[]}"), 400, "bad_request"),
-        (post(append, t, &glob), 400, "bad_request"),
+        (post(append, t, &glob), 400, "glob_in_append"),
         // The actor is the bearer, never what a body says.
         (
             post(append, t, &batch(",\"actor\":\"root\"")),
@@ -117,7 +119,7 @@ async fn every_mistake_has_its_code() -> Outcome {
             "{about}"
         );
     }
-    assert_eq!(served.log().head(), Position(0));
+    assert_eq!(served.head(), Position(0));
     Ok(())
 }
 

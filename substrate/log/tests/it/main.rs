@@ -1,7 +1,7 @@
 //! The log through its public interface, on real files and real sockets.
 //!
-//! What every implementation and transport must do is in the modules that `conformance` lists; each
-//! of their cases runs in process and over HTTP. The others are of the embedded engine alone.
+//! What every implementation and transport must do is in the modules that `conformance` lists, and runs
+//! on each of them. `postgres` is of the engine in PostgreSQL, the others of the embedded one alone.
 
 mod conformance;
 
@@ -11,9 +11,17 @@ mod scope;
 mod semantics;
 mod subscriptions;
 
+mod bad_input;
+mod checkpoints;
 mod crash;
+mod disks;
 mod durability;
 mod http;
 mod model;
+mod postgres;
 mod recovery;
+mod restore;
+mod serving;
+mod sessions;
+mod signed;
 mod support;

@@ -82,17 +82,23 @@ impl Model {
         } in &batch.expect
         {
             let actual = self.rev(segment, key);
-            if actual
-                != if let Expect::Rev(rev) = expect {
-                    *rev
-                } else {
-                    Rev(0)
-                }
-            {
-                let (segment, key) = (segment.clone(), key.clone());
+            let expected = match expect {
+                Expect::Rev(rev) => *rev,
+                Expect::None => Rev(0),
+            };
+            let (segment, key) = (segment.clone(), key.clone());
+            if expected < actual {
                 return Err(AppendError::Conflict {
                     segment,
                     key,
+                    actual,
+                });
+            }
+            if expected > actual {
+                return Err(AppendError::ExpectAhead {
+                    segment,
+                    key,
+                    expected,
                     actual,
                 });
             }

@@ -48,7 +48,7 @@ fn damaged(dir: &Path) -> Result<String, Wrong> {
         .iter()
         .map(fs::read)
         .collect::<Result<_, _>>()?;
-    let refused = Log::open(dir, options())
+    let refused = Log::open(dir, options().verify_whole())
         .err()
         .ok_or("damage was not seen")?;
     assert!(matches!(refused, OpenError::Damaged { .. }), "{refused}");

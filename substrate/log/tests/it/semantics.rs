@@ -34,12 +34,9 @@ pub(crate) async fn a_batch_is_numbered_and_kept_as_given(fixture: &dyn Fixture)
         client.append(Append::of(vec![following])).await?,
         appended(4, 4, &[3])
     );
-    assert_eq!(
-        (client.head(), log.log().head()),
-        (Position(4), Position(4))
-    );
+    assert_eq!((client.head(), log.head()), (Position(4), Position(4)));
 
-    let id = log.log().log_id();
+    let id = log.log_id();
     for round in ["written", "reopened"] {
         let (log, client) = if round == "written" {
             (None, client.clone())
@@ -48,7 +45,7 @@ pub(crate) async fn a_batch_is_numbered_and_kept_as_given(fixture: &dyn Fixture)
             let (log, client) = fixture.open(dir.path(), 1 << 16).await?;
             (Some(log), client)
         };
-        assert!(log.as_ref().is_none_or(|log| log.log().log_id() == id));
+        assert!(log.as_ref().is_none_or(|log| log.log_id() == id));
         let all = read_all(&*client, Filter::default(), 2).await?;
         let first = &all[0];
         assert_eq!(first.data.get(), data, "{round}");
@@ -84,13 +81,21 @@ pub(crate) async fn expectations_hold_or_nothing_is_written(fixture: &dyn Fixtur
             actual,
         })
     };
+    let ahead = |key: &str, expected, actual| {
+        Err(AppendError::ExpectAhead {
+            segment: segment(APPS),
+            key: key.to_owned(),
+            expected: Rev(expected),
+            actual: Rev(actual),
+        })
+    };
     let none = Expect::None;
     let rev = |rev| Expect::Rev(Rev(rev));
     let cases = [
         // Writes to, expects of, the expectation, the answer.
         ("a", "a", none, Ok(appended(1, 1, &[1]))),
         ("a", "a", none, conflict("a", 1)),
-        ("a", "a", rev(2), conflict("a", 1)),
+        ("a", "a", rev(2), ahead("a", 2, 1)),
         ("a", "a", rev(0), conflict("a", 1)),
         ("a", "a", rev(1), Ok(appended(2, 2, &[2]))),
         ("b", "b", rev(0), Ok(appended(3, 3, &[1]))),
@@ -280,7 +285,10 @@ pub(crate) async fn limits_are_refused_by_name(fixture: &dyn Fixture) -> Outcome
     let (_log, client) = fixture.open(dir.path(), 1 << 16).await?;
     for (part, batch) in refused() {
         let answer = client.append(batch).await;
-        let Err(AppendError::Invalid { detail }) = &answer else {
+        let (Err(AppendError::Invalid { detail })
+        | Err(AppendError::EventTooLarge { detail })
+        | Err(AppendError::BatchTooLarge { detail })) = &answer
+        else {
             panic!("{part}: {answer:?}")
         };
         assert!(detail.contains(part), "{detail:?} does not say {part:?}");

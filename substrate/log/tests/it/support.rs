@@ -109,6 +109,11 @@ pub(crate) async fn refused_subscription(
     }
 }
 
+/// Whether the long versions are asked for: `cargo xtask test --long`.
+pub(crate) fn long() -> bool {
+    tabbify_process::env::read("TABBIFY_TEST_LENGTH").is_some_and(|length| length == "long")
+}
+
 /// The extents of a log, in order.
 pub(crate) fn extents(dir: &Path) -> Result<Vec<PathBuf>, Wrong> {
     let mut found = Vec::new();

@@ -9,7 +9,9 @@
 use rusqlite::{Transaction, params};
 use tabbify_types::{ApprovalId, Event, Recorded, Segment};
 
-use super::{Claims, FoldError, Projection, Table, json, millis, place};
+use super::{
+    Claims, Entry, FoldError, Folded, Projection, Table, fold_of_tenant, json, millis, place,
+};
 
 pub(crate) struct Approvals;
 
@@ -55,97 +57,85 @@ impl Projection for Approvals {
     }
 
     fn apply(&self, tx: &Transaction<'_>, recorded: &Recorded) -> Result<(), FoldError> {
-        let (Some(event), Some(tenant)) = (recorded.event()?, recorded.segment.tenant()) else {
-            return Ok(());
-        };
-        let fold = Fold {
-            tx,
-            tenant: tenant.as_str(),
-            recorded,
-        };
-        match event {
-            Event::ApprovalRequested(event) => {
-                tx.prepare_cached(
-                    "INSERT OR IGNORE INTO approvals (tenant, approval, request, position,
-                         requested, status)
-                     VALUES (?1, ?2, ?3, ?4, ?5, 'pending')",
-                )?
-                .execute(params![
-                    fold.tenant,
-                    event.approval.to_string(),
-                    json(&event),
-                    place(recorded.position),
-                    millis(recorded.at),
-                ])?;
-            }
-            Event::ApprovalGranted(event) => {
-                let standing = event.standing.as_ref().map(json);
-                fold.answered(event.approval, "granted", &event.by, None, standing)?;
-            }
-            Event::ApprovalDenied(event) => {
-                let reason = Some(event.reason);
-                fold.answered(event.approval, "denied", &event.by, reason, None)?;
-            }
-            Event::ApprovalExpired(event) => fold.lapsed(event.approval, "expired")?,
-            Event::ApprovalSuperseded(event) => fold.lapsed(event.approval, "superseded")?,
-            Event::ApprovalConsumed(event) => {
-                tx.prepare_cached(
-                    "UPDATE approvals SET status = 'consumed'
-                     WHERE tenant = ?1 AND approval = ?2 AND status = 'granted'",
-                )?
-                .execute(params![fold.tenant, event.approval.to_string()])?;
-            }
-            _ => {}
+        fold_of_tenant(tx, recorded, event)
+    }
+}
+
+fn event(on: &Entry<'_>, event: &Event) -> Folded {
+    match event {
+        Event::ApprovalRequested(event) => on
+            .tx
+            .prepare_cached(
+                "INSERT OR IGNORE INTO approvals (tenant, approval, request, position, requested,
+                     status)
+                 VALUES (?1, ?2, ?3, ?4, ?5, 'pending')",
+            )?
+            .execute(params![
+                on.tenant,
+                event.approval.to_string(),
+                json(event),
+                place(on.recorded.position),
+                millis(on.recorded.at),
+            ])
+            .map(drop),
+        Event::ApprovalGranted(event) => {
+            let standing = event.standing.as_ref().map(json);
+            answered(on, event.approval, "granted", &event.by, None, standing)
         }
-        Ok(())
+        Event::ApprovalDenied(event) => {
+            let reason = Some(&*event.reason);
+            answered(on, event.approval, "denied", &event.by, reason, None)
+        }
+        Event::ApprovalExpired(event) => lapsed(on, event.approval, "expired"),
+        Event::ApprovalSuperseded(event) => lapsed(on, event.approval, "superseded"),
+        Event::ApprovalConsumed(event) => on
+            .tx
+            .prepare_cached(
+                "UPDATE approvals SET status = 'consumed'
+                 WHERE tenant = ?1 AND approval = ?2 AND status = 'granted'",
+            )?
+            .execute(params![on.tenant, event.approval.to_string()])
+            .map(drop),
+        _ => Ok(()),
     }
 }
 
-/// One event on its way into the table.
-struct Fold<'a> {
-    tx: &'a Transaction<'a>,
-    tenant: &'a str,
-    recorded: &'a Recorded,
+fn answered(
+    on: &Entry<'_>,
+    approval: ApprovalId,
+    status: &str,
+    by: &str,
+    reason: Option<&str>,
+    standing: Option<String>,
+) -> Folded {
+    on.tx
+        .prepare_cached(
+            "UPDATE approvals SET status = ?3, decided = ?4, decided_by = ?5, reason = ?6, standing = ?7
+             WHERE tenant = ?1 AND approval = ?2 AND status = 'pending'",
+        )?
+        .execute(params![
+            on.tenant,
+            approval.to_string(),
+            status,
+            millis(on.recorded.at),
+            by,
+            reason,
+            standing,
+        ])
+        .map(drop)
 }
 
-impl Fold<'_> {
-    fn answered(
-        &self,
-        approval: ApprovalId,
-        status: &str,
-        by: &str,
-        reason: Option<String>,
-        standing: Option<String>,
-    ) -> rusqlite::Result<()> {
-        self.tx
-            .prepare_cached(
-                "UPDATE approvals SET status = ?3, decided = ?4, decided_by = ?5, reason = ?6, standing = ?7
-                 WHERE tenant = ?1 AND approval = ?2 AND status = 'pending'",
-            )?
-            .execute(params![
-                self.tenant,
-                approval.to_string(),
-                status,
-                millis(self.recorded.at),
-                by,
-                reason,
-                standing,
-            ])
-            .map(drop)
-    }
-
-    fn lapsed(&self, approval: ApprovalId, status: &str) -> rusqlite::Result<()> {
-        self.tx
-            .prepare_cached(
-                "UPDATE approvals SET status = ?3, decided = ifnull(decided, ?4)
-                 WHERE tenant = ?1 AND approval = ?2 AND status IN ('pending', 'granted')",
-            )?
-            .execute(params![
-                self.tenant,
-                approval.to_string(),
-                status,
-                millis(self.recorded.at),
-            ])
-            .map(drop)
-    }
+fn lapsed(on: &Entry<'_>, approval: ApprovalId, status: &str) -> Folded {
+    on.tx
+        .prepare_cached(
+            "UPDATE approvals SET status = ?3, decided = ifnull(decided, ?4)
+             WHERE tenant = ?1 AND approval = ?2 AND status IN ('pending', 'granted')",
+        )?
+        .execute(params![
+            on.tenant,
+            approval.to_string(),
+            status,
+            millis(on.recorded.at),
+        ])
+        .map(drop)
 }

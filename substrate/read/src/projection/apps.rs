@@ -7,7 +7,9 @@ use rusqlite::{OptionalExtension as _, Transaction, params};
 use tabbify_types::event::v1::{AppPlaced, InstanceRef, TrafficShifted, VersionPublished};
 use tabbify_types::{AppId, Event, Recorded, Segment};
 
-use super::{Claims, FoldError, Projection, Table, json, millis, place, word};
+use super::{
+    Claims, Entry, FoldError, Folded, Projection, Table, fold_of_tenant, json, millis, place, word,
+};
 
 pub(crate) struct Apps;
 
@@ -87,220 +89,200 @@ impl Projection for Apps {
     }
 
     fn apply(&self, tx: &Transaction<'_>, recorded: &Recorded) -> Result<(), FoldError> {
-        let (Some(event), Some(tenant)) = (recorded.event()?, recorded.segment.tenant()) else {
-            return Ok(());
-        };
-        Fold {
-            tx,
-            tenant: tenant.as_str(),
-            recorded,
-        }
-        .event(&event)?;
-        Ok(())
+        fold_of_tenant(tx, recorded, event)
     }
 }
 
-/// One event on its way into the tables.
-struct Fold<'a> {
-    tx: &'a Transaction<'a>,
-    tenant: &'a str,
-    recorded: &'a Recorded,
-}
-
-type Folded = rusqlite::Result<()>;
-
-impl Fold<'_> {
-    fn event(&self, event: &Event) -> Folded {
-        match event {
-            Event::AppRegistered(event) => self
-                .tx
-                .prepare_cached(
-                    "INSERT OR IGNORE INTO apps (tenant, app, name, address, created, position)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-                )?
-                .execute(params![
-                    self.tenant,
-                    event.app.to_string(),
-                    event.name.as_str(),
-                    event.address.to_string(),
-                    millis(self.recorded.at),
-                    place(self.recorded.position),
-                ])
-                .map(drop),
-            Event::VersionReserved(event) => self
-                .tx
-                .prepare_cached(
-                    "UPDATE apps SET reserved = max(ifnull(reserved, 0), ?3)
-                     WHERE tenant = ?1 AND app = ?2",
-                )?
-                .execute(params![
-                    self.tenant,
-                    event.app.to_string(),
-                    event.version.get()
-                ])
-                .map(drop),
-            Event::VersionPublished(event) => self.published(event),
-            Event::AppPlaced(event) => self.placed(event),
-            Event::AppStarting(event) => self.state(event.of, "starting"),
-            Event::AppStarted(event) => self.state(event.of, "started"),
-            Event::AppHealthy(event) => self.state(event.of, "healthy"),
-            Event::InstanceDrained(event) => self.state(event.of, "drained"),
-            Event::TrafficShifted(event) => self.shifted(event),
-            Event::AppIdled(event) => self.state(event.of, "idle"),
-            Event::AppWoken(event) => self.state(event.of, "started"),
-            Event::AppFailed(event) => {
-                self.failure(event.of.app, &event.detail)?;
-                self.state(event.of, "failed")
-            }
-            Event::AppUnavailable(event) => self.failure(event.app, &event.remedy),
-            Event::AppDestroyed(event) => self.destroyed(event.app),
-            Event::AppStopped(event) => self
-                .tx
-                .prepare_cached(
-                    "DELETE FROM instances WHERE tenant = ?1 AND app = ?2 AND instance = ?3",
-                )?
-                .execute(params![
-                    self.tenant,
-                    event.of.app.to_string(),
-                    event.of.instance.get()
-                ])
-                .map(drop),
-            _ => Ok(()),
-        }
-    }
-
-    fn is_registered(&self, app: AppId) -> rusqlite::Result<bool> {
-        let found = self
+fn event(on: &Entry<'_>, event: &Event) -> Folded {
+    match event {
+        Event::AppRegistered(event) => on
             .tx
-            .prepare_cached("SELECT 1 FROM apps WHERE tenant = ?1 AND app = ?2")?
-            .query_row(params![self.tenant, app.to_string()], |_| Ok(()))
-            .optional()?;
-        Ok(found.is_some())
-    }
-
-    fn published(&self, event: &VersionPublished) -> Folded {
-        if !self.is_registered(event.app)? {
-            return Ok(());
-        }
-        let app = event.app.to_string();
-        self.tx
             .prepare_cached(
-                "INSERT OR IGNORE INTO versions (tenant, app, version, artifact, config, access,
-                     runtime, secrets, published, actor)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+                "INSERT OR IGNORE INTO apps (tenant, app, name, address, created, position)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
             )?
             .execute(params![
-                self.tenant,
-                app,
-                event.version.get(),
-                event.artifact.to_string(),
-                event.config.to_string(),
-                word(&event.access),
-                word(&event.run.runtime),
-                json(&event.secrets),
-                millis(self.recorded.at),
-                self.recorded.actor,
-            ])?;
-        self.tx
-            .prepare_cached(
-                "UPDATE apps SET latest = max(ifnull(latest, 0), ?3)
-                 WHERE tenant = ?1 AND app = ?2",
-            )?
-            .execute(params![self.tenant, app, event.version.get()])
-            .map(drop)
-    }
-
-    fn placed(&self, event: &AppPlaced) -> Folded {
-        if !self.is_registered(event.app)? {
-            return Ok(());
-        }
-        let (app, slot) = (event.app.to_string(), event.slot.to_string());
-        // Whoever failed in this slot is replaced by the newcomer; its history is in the audit.
-        self.tx
-            .prepare_cached(
-                "DELETE FROM instances WHERE tenant = ?1 AND app = ?2 AND slot = ?3 AND epoch < ?4
-                 AND state = 'failed'",
-            )?
-            .execute(params![self.tenant, app, slot, event.epoch.get()])?;
-        self.tx
-            .prepare_cached(
-                "INSERT OR IGNORE INTO instances (tenant, app, instance, version, deploy, host,
-                     slot, epoch, state, traffic, placed, changed)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, 'placed', 0, ?9, ?9)",
-            )?
-            .execute(params![
-                self.tenant,
-                app,
-                event.instance.get(),
-                event.version.get(),
-                event.deploy.to_string(),
-                event.host.as_str(),
-                slot,
-                event.epoch.get(),
-                millis(self.recorded.at),
+                on.tenant,
+                event.app.to_string(),
+                event.name.as_str(),
+                event.address.to_string(),
+                millis(on.recorded.at),
+                place(on.recorded.position),
             ])
-            .map(drop)
-    }
-
-    fn state(&self, of: InstanceRef, state: &str) -> Folded {
-        self.tx
+            .map(drop),
+        Event::VersionReserved(event) => on
+            .tx
             .prepare_cached(
-                "UPDATE instances SET state = ?4, changed = ?5
-                 WHERE tenant = ?1 AND app = ?2 AND instance = ?3",
-            )?
-            .execute(params![
-                self.tenant,
-                of.app.to_string(),
-                of.instance.get(),
-                state,
-                millis(self.recorded.at),
-            ])
-            .map(drop)
-    }
-
-    fn failure(&self, app: AppId, says: &str) -> Folded {
-        self.tx
-            .prepare_cached("UPDATE apps SET failure = ?3 WHERE tenant = ?1 AND app = ?2")?
-            .execute(params![self.tenant, app.to_string(), says])
-            .map(drop)
-    }
-
-    fn destroyed(&self, app: AppId) -> Folded {
-        let app = app.to_string();
-        self.tx
-            .prepare_cached(
-                "UPDATE apps SET destroyed = ?3, serving = NULL, primary_instance = NULL
-                 WHERE tenant = ?1 AND app = ?2 AND destroyed IS NULL",
-            )?
-            .execute(params![self.tenant, app, millis(self.recorded.at)])?;
-        self.tx
-            .prepare_cached("DELETE FROM instances WHERE tenant = ?1 AND app = ?2")?
-            .execute(params![self.tenant, app])
-            .map(drop)
-    }
-
-    fn shifted(&self, event: &TrafficShifted) -> Folded {
-        let app = event.app.to_string();
-        self.tx
-            .prepare_cached(
-                "UPDATE apps SET serving = ?3, primary_instance = ?4
+                "UPDATE apps SET reserved = max(ifnull(reserved, 0), ?3)
                  WHERE tenant = ?1 AND app = ?2",
             )?
             .execute(params![
-                self.tenant,
-                app,
-                event.version.get(),
-                event.primary.get()
-            ])?;
-        self.tx
-            .prepare_cached("UPDATE instances SET traffic = 0 WHERE tenant = ?1 AND app = ?2")?
-            .execute(params![self.tenant, app])?;
-        let mut takes = self.tx.prepare_cached(
-            "UPDATE instances SET traffic = 1 WHERE tenant = ?1 AND app = ?2 AND instance = ?3",
-        )?;
-        for instance in &event.instances {
-            takes.execute(params![self.tenant, app, instance.get()])?;
+                on.tenant,
+                event.app.to_string(),
+                event.version.get()
+            ])
+            .map(drop),
+        Event::VersionPublished(event) => published(on, event),
+        Event::AppPlaced(event) => placed(on, event),
+        Event::AppStarting(event) => state(on, event.of, "starting"),
+        Event::AppStarted(event) => state(on, event.of, "started"),
+        Event::AppHealthy(event) => state(on, event.of, "healthy"),
+        Event::InstanceDrained(event) => state(on, event.of, "drained"),
+        Event::TrafficShifted(event) => shifted(on, event),
+        Event::AppIdled(event) => state(on, event.of, "idle"),
+        Event::AppWoken(event) => state(on, event.of, "started"),
+        Event::AppFailed(event) => {
+            failure(on, event.of.app, &event.detail)?;
+            state(on, event.of, "failed")
         }
-        Ok(())
+        Event::AppUnavailable(event) => failure(on, event.app, &event.remedy),
+        Event::AppDestroyed(event) => destroyed(on, event.app),
+        Event::AppStopped(event) => on
+            .tx
+            .prepare_cached(
+                "DELETE FROM instances WHERE tenant = ?1 AND app = ?2 AND instance = ?3",
+            )?
+            .execute(params![
+                on.tenant,
+                event.of.app.to_string(),
+                event.of.instance.get()
+            ])
+            .map(drop),
+        _ => Ok(()),
     }
+}
+
+fn is_registered(on: &Entry<'_>, app: AppId) -> rusqlite::Result<bool> {
+    let found = on
+        .tx
+        .prepare_cached("SELECT 1 FROM apps WHERE tenant = ?1 AND app = ?2")?
+        .query_row(params![on.tenant, app.to_string()], |_| Ok(()))
+        .optional()?;
+    Ok(found.is_some())
+}
+
+fn published(on: &Entry<'_>, event: &VersionPublished) -> Folded {
+    if !is_registered(on, event.app)? {
+        return Ok(());
+    }
+    let app = event.app.to_string();
+    on.tx
+        .prepare_cached(
+            "INSERT OR IGNORE INTO versions (tenant, app, version, artifact, config, access,
+                 runtime, secrets, published, actor)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+        )?
+        .execute(params![
+            on.tenant,
+            app,
+            event.version.get(),
+            event.artifact.to_string(),
+            event.config.to_string(),
+            word(&event.access),
+            word(&event.run.runtime),
+            json(&event.secrets),
+            millis(on.recorded.at),
+            on.recorded.actor,
+        ])?;
+    on.tx
+        .prepare_cached(
+            "UPDATE apps SET latest = max(ifnull(latest, 0), ?3)
+             WHERE tenant = ?1 AND app = ?2",
+        )?
+        .execute(params![on.tenant, app, event.version.get()])
+        .map(drop)
+}
+
+fn placed(on: &Entry<'_>, event: &AppPlaced) -> Folded {
+    if !is_registered(on, event.app)? {
+        return Ok(());
+    }
+    let (app, slot) = (event.app.to_string(), event.slot.to_string());
+    // Whoever failed in this slot is replaced by the newcomer; its history is in the audit.
+    on.tx
+        .prepare_cached(
+            "DELETE FROM instances WHERE tenant = ?1 AND app = ?2 AND slot = ?3 AND epoch < ?4
+             AND state = 'failed'",
+        )?
+        .execute(params![on.tenant, app, slot, event.epoch.get()])?;
+    on.tx
+        .prepare_cached(
+            "INSERT OR IGNORE INTO instances (tenant, app, instance, version, deploy, host,
+                 slot, epoch, state, traffic, placed, changed)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, 'placed', 0, ?9, ?9)",
+        )?
+        .execute(params![
+            on.tenant,
+            app,
+            event.instance.get(),
+            event.version.get(),
+            event.deploy.to_string(),
+            event.host.as_str(),
+            slot,
+            event.epoch.get(),
+            millis(on.recorded.at),
+        ])
+        .map(drop)
+}
+
+fn state(on: &Entry<'_>, of: InstanceRef, state: &str) -> Folded {
+    on.tx
+        .prepare_cached(
+            "UPDATE instances SET state = ?4, changed = ?5
+             WHERE tenant = ?1 AND app = ?2 AND instance = ?3",
+        )?
+        .execute(params![
+            on.tenant,
+            of.app.to_string(),
+            of.instance.get(),
+            state,
+            millis(on.recorded.at),
+        ])
+        .map(drop)
+}
+
+fn failure(on: &Entry<'_>, app: AppId, says: &str) -> Folded {
+    on.tx
+        .prepare_cached("UPDATE apps SET failure = ?3 WHERE tenant = ?1 AND app = ?2")?
+        .execute(params![on.tenant, app.to_string(), says])
+        .map(drop)
+}
+
+fn destroyed(on: &Entry<'_>, app: AppId) -> Folded {
+    let app = app.to_string();
+    on.tx
+        .prepare_cached(
+            "UPDATE apps SET destroyed = ?3, serving = NULL, primary_instance = NULL
+             WHERE tenant = ?1 AND app = ?2 AND destroyed IS NULL",
+        )?
+        .execute(params![on.tenant, app, millis(on.recorded.at)])?;
+    on.tx
+        .prepare_cached("DELETE FROM instances WHERE tenant = ?1 AND app = ?2")?
+        .execute(params![on.tenant, app])
+        .map(drop)
+}
+
+fn shifted(on: &Entry<'_>, event: &TrafficShifted) -> Folded {
+    let app = event.app.to_string();
+    on.tx
+        .prepare_cached(
+            "UPDATE apps SET serving = ?3, primary_instance = ?4
+             WHERE tenant = ?1 AND app = ?2",
+        )?
+        .execute(params![
+            on.tenant,
+            app,
+            event.version.get(),
+            event.primary.get()
+        ])?;
+    on.tx
+        .prepare_cached("UPDATE instances SET traffic = 0 WHERE tenant = ?1 AND app = ?2")?
+        .execute(params![on.tenant, app])?;
+    let mut takes = on.tx.prepare_cached(
+        "UPDATE instances SET traffic = 1 WHERE tenant = ?1 AND app = ?2 AND instance = ?3",
+    )?;
+    for instance in &event.instances {
+        takes.execute(params![on.tenant, app, instance.get()])?;
+    }
+    Ok(())
 }

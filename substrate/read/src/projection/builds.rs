@@ -3,7 +3,9 @@
 use rusqlite::{Transaction, params};
 use tabbify_types::{Event, Recorded, Segment};
 
-use super::{Claims, FoldError, Projection, Table, json, millis, place};
+use super::{
+    Claims, Entry, FoldError, Folded, Projection, Table, fold_of_tenant, json, millis, place,
+};
 
 pub(crate) struct Builds;
 
@@ -48,56 +50,61 @@ impl Projection for Builds {
     }
 
     fn apply(&self, tx: &Transaction<'_>, recorded: &Recorded) -> Result<(), FoldError> {
-        let (Some(event), Some(tenant)) = (recorded.event()?, recorded.segment.tenant()) else {
-            return Ok(());
-        };
-        let (tenant, at) = (tenant.as_str(), millis(recorded.at));
-        match event {
-            Event::BuildRequested(event) => tx
-                .prepare_cached(
-                    "INSERT OR IGNORE INTO builds (tenant, build, app, source, position, requested,
-                         actor, status)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 'requested')",
-                )?
-                .execute(params![
-                    tenant,
-                    event.build.to_string(),
-                    event.app.to_string(),
-                    json(&event.source),
-                    place(recorded.position),
-                    at,
-                    recorded.actor,
-                ])?,
-            // A machine may be lost and another one begin again; an outcome is final.
-            Event::BuildStarted(event) => tx
-                .prepare_cached(
-                    "UPDATE builds SET status = 'started', host = ?3
-                     WHERE tenant = ?1 AND build = ?2 AND finished IS NULL",
-                )?
-                .execute(params![
-                    tenant,
-                    event.build.to_string(),
-                    event.host.as_str()
-                ])?,
-            Event::BuildSucceeded(event) => tx
-                .prepare_cached(
-                    "UPDATE builds SET status = 'succeeded', finished = ?3, artifact = ?4
-                     WHERE tenant = ?1 AND build = ?2 AND finished IS NULL",
-                )?
-                .execute(params![
-                    tenant,
-                    event.build.to_string(),
-                    at,
-                    event.artifact.to_string()
-                ])?,
-            Event::BuildFailed(event) => tx
-                .prepare_cached(
-                    "UPDATE builds SET status = 'failed', finished = ?3, failure = ?4
-                     WHERE tenant = ?1 AND build = ?2 AND finished IS NULL",
-                )?
-                .execute(params![tenant, event.build.to_string(), at, json(&event)])?,
-            _ => 0,
-        };
-        Ok(())
+        fold_of_tenant(tx, recorded, event)
     }
+}
+
+fn event(on: &Entry<'_>, event: &Event) -> Folded {
+    let at = millis(on.recorded.at);
+    match event {
+        Event::BuildRequested(event) => on
+            .tx
+            .prepare_cached(
+                "INSERT OR IGNORE INTO builds (tenant, build, app, source, position, requested,
+                     actor, status)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 'requested')",
+            )?
+            .execute(params![
+                on.tenant,
+                event.build.to_string(),
+                event.app.to_string(),
+                json(&event.source),
+                place(on.recorded.position),
+                at,
+                on.recorded.actor,
+            ])?,
+        // A machine may be lost and another one begin again; an outcome is final.
+        Event::BuildStarted(event) => on
+            .tx
+            .prepare_cached(
+                "UPDATE builds SET status = 'started', host = ?3
+                 WHERE tenant = ?1 AND build = ?2 AND finished IS NULL",
+            )?
+            .execute(params![
+                on.tenant,
+                event.build.to_string(),
+                event.host.as_str()
+            ])?,
+        Event::BuildSucceeded(event) => on
+            .tx
+            .prepare_cached(
+                "UPDATE builds SET status = 'succeeded', finished = ?3, artifact = ?4
+                 WHERE tenant = ?1 AND build = ?2 AND finished IS NULL",
+            )?
+            .execute(params![
+                on.tenant,
+                event.build.to_string(),
+                at,
+                event.artifact.to_string()
+            ])?,
+        Event::BuildFailed(event) => on
+            .tx
+            .prepare_cached(
+                "UPDATE builds SET status = 'failed', finished = ?3, failure = ?4
+                 WHERE tenant = ?1 AND build = ?2 AND finished IS NULL",
+            )?
+            .execute(params![on.tenant, event.build.to_string(), at, json(event)])?,
+        _ => 0,
+    };
+    Ok(())
 }

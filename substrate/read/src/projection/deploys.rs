@@ -5,7 +5,7 @@ use tabbify_api::read::STEPS_MAX;
 use tabbify_types::event::v1::{DeployFinished, DeployOutcome, DeployRequested, InstanceRef};
 use tabbify_types::{AppId, DeployId, Event, InstanceId, Recorded, Segment};
 
-use super::{Claims, FoldError, Projection, Table, millis, place};
+use super::{Claims, Entry, FoldError, Folded, Projection, Table, fold_of_tenant, millis, place};
 
 pub(crate) struct Deploys;
 
@@ -74,192 +74,178 @@ impl Projection for Deploys {
     }
 
     fn apply(&self, tx: &Transaction<'_>, recorded: &Recorded) -> Result<(), FoldError> {
-        let (Some(event), Some(tenant)) = (recorded.event()?, recorded.segment.tenant()) else {
-            return Ok(());
-        };
-        Fold {
-            tx,
-            tenant: tenant.as_str(),
-            recorded,
-        }
-        .event(&event)?;
-        Ok(())
+        fold_of_tenant(tx, recorded, event)
     }
 }
 
-/// One event on its way into the tables.
-struct Fold<'a> {
-    tx: &'a Transaction<'a>,
-    tenant: &'a str,
-    recorded: &'a Recorded,
+fn event(on: &Entry<'_>, event: &Event) -> Folded {
+    match event {
+        Event::DeployRequested(event) => requested(on, event),
+        Event::DeploySuperseded(event) => {
+            let by = event.by.to_string();
+            end(on, event.app, event.deploy, "superseded", None, Some(&by))
+        }
+        Event::AppPlaced(event) => {
+            if !is_running(on, event.app, event.deploy)? {
+                return Ok(());
+            }
+            on.tx
+                .prepare_cached(
+                    "INSERT OR IGNORE INTO deploy_instances (tenant, app, instance, deploy)
+                     VALUES (?1, ?2, ?3, ?4)",
+                )?
+                .execute(params![
+                    on.tenant,
+                    event.app.to_string(),
+                    event.instance.get(),
+                    event.deploy.to_string(),
+                ])?;
+            let deploy = event.deploy.to_string();
+            step(on, event.app, &deploy, "placed", Some(event.instance))
+        }
+        Event::AppStarting(event) => instance_step(on, event.of, "starting"),
+        Event::AppStarted(event) => instance_step(on, event.of, "started"),
+        Event::AppHealthy(event) => instance_step(on, event.of, "healthy"),
+        Event::AppFailed(event) => instance_step(on, event.of, "failed"),
+        Event::TrafficShifted(event) => {
+            let deploy = event.deploy.to_string();
+            step(on, event.app, &deploy, "shifted", Some(event.primary))
+        }
+        Event::DeployFinished(event) => finished(on, event),
+        _ => Ok(()),
+    }
 }
 
-type Folded = rusqlite::Result<()>;
-
-impl Fold<'_> {
-    fn event(&self, event: &Event) -> Folded {
-        match event {
-            Event::DeployRequested(event) => self.requested(event),
-            Event::DeploySuperseded(event) => {
-                let by = event.by.to_string();
-                self.end(event.app, event.deploy, "superseded", None, Some(&by))
-            }
-            Event::AppPlaced(event) => {
-                if !self.is_running(event.app, event.deploy)? {
-                    return Ok(());
-                }
-                self.tx
-                    .prepare_cached(
-                        "INSERT OR IGNORE INTO deploy_instances (tenant, app, instance, deploy)
-                         VALUES (?1, ?2, ?3, ?4)",
-                    )?
-                    .execute(params![
-                        self.tenant,
-                        event.app.to_string(),
-                        event.instance.get(),
-                        event.deploy.to_string(),
-                    ])?;
-                let deploy = event.deploy.to_string();
-                self.step(event.app, &deploy, "placed", Some(event.instance))
-            }
-            Event::AppStarting(event) => self.instance_step(event.of, "starting"),
-            Event::AppStarted(event) => self.instance_step(event.of, "started"),
-            Event::AppHealthy(event) => self.instance_step(event.of, "healthy"),
-            Event::AppFailed(event) => self.instance_step(event.of, "failed"),
-            Event::TrafficShifted(event) => {
-                let deploy = event.deploy.to_string();
-                self.step(event.app, &deploy, "shifted", Some(event.primary))
-            }
-            Event::DeployFinished(event) => self.finished(event),
-            _ => Ok(()),
-        }
+fn requested(on: &Entry<'_>, event: &DeployRequested) -> Folded {
+    let deploy = event.deploy.to_string();
+    let new = on
+        .tx
+        .prepare_cached(
+            "INSERT OR IGNORE INTO deploys (tenant, deploy, app, version, position, requested,
+                 actor, status)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 'running')",
+        )?
+        .execute(params![
+            on.tenant,
+            deploy,
+            event.app.to_string(),
+            event.version.get(),
+            place(on.recorded.position),
+            millis(on.recorded.at),
+            on.recorded.actor,
+        ])?;
+    if new == 0 {
+        return Ok(());
     }
+    step(on, event.app, &deploy, "requested", None)
+}
 
-    fn requested(&self, event: &DeployRequested) -> Folded {
-        let deploy = event.deploy.to_string();
-        let new = self
-            .tx
-            .prepare_cached(
-                "INSERT OR IGNORE INTO deploys (tenant, deploy, app, version, position, requested,
-                     actor, status)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 'running')",
-            )?
-            .execute(params![
-                self.tenant,
-                deploy,
-                event.app.to_string(),
-                event.version.get(),
-                place(self.recorded.position),
-                millis(self.recorded.at),
-                self.recorded.actor,
-            ])?;
-        if new == 0 {
-            return Ok(());
-        }
-        self.step(event.app, &deploy, "requested", None)
-    }
+fn finished(on: &Entry<'_>, event: &DeployFinished) -> Folded {
+    let deploy = event.deploy.to_string();
+    step(on, event.app, &deploy, "finished", None)?;
+    let (status, detail) = match event.outcome {
+        DeployOutcome::Succeeded => ("succeeded", None),
+        DeployOutcome::Failed => ("failed", Some(event.detail.as_str())),
+    };
+    end(on, event.app, event.deploy, status, detail, None)
+}
 
-    fn finished(&self, event: &DeployFinished) -> Folded {
-        let deploy = event.deploy.to_string();
-        self.step(event.app, &deploy, "finished", None)?;
-        let (status, detail) = match event.outcome {
-            DeployOutcome::Succeeded => ("succeeded", None),
-            DeployOutcome::Failed => ("failed", Some(event.detail.as_str())),
-        };
-        self.end(event.app, event.deploy, status, detail, None)
-    }
+fn is_running(on: &Entry<'_>, app: AppId, deploy: DeployId) -> rusqlite::Result<bool> {
+    let found = on
+        .tx
+        .prepare_cached(
+            "SELECT 1 FROM deploys
+             WHERE tenant = ?1 AND deploy = ?2 AND app = ?3 AND status = 'running'",
+        )?
+        .query_row(
+            params![on.tenant, deploy.to_string(), app.to_string()],
+            |_| Ok(()),
+        )
+        .optional()?;
+    Ok(found.is_some())
+}
 
-    fn is_running(&self, app: AppId, deploy: DeployId) -> rusqlite::Result<bool> {
-        let found = self
-            .tx
-            .prepare_cached(
-                "SELECT 1 FROM deploys
-                 WHERE tenant = ?1 AND deploy = ?2 AND app = ?3 AND status = 'running'",
-            )?
-            .query_row(
-                params![self.tenant, deploy.to_string(), app.to_string()],
-                |_| Ok(()),
-            )
-            .optional()?;
-        Ok(found.is_some())
+fn instance_step(on: &Entry<'_>, of: InstanceRef, what: &str) -> Folded {
+    let deploy: Option<String> = on
+        .tx
+        .prepare_cached(
+            "SELECT deploy FROM deploy_instances
+             WHERE tenant = ?1 AND app = ?2 AND instance = ?3",
+        )?
+        .query_row(
+            params![on.tenant, of.app.to_string(), of.instance.get()],
+            |row| row.get(0),
+        )
+        .optional()?;
+    match deploy {
+        Some(deploy) => step(on, of.app, &deploy, what, Some(of.instance)),
+        None => Ok(()),
     }
+}
 
-    fn instance_step(&self, of: InstanceRef, step: &str) -> Folded {
-        let deploy: Option<String> = self
-            .tx
-            .prepare_cached(
-                "SELECT deploy FROM deploy_instances
-                 WHERE tenant = ?1 AND app = ?2 AND instance = ?3",
-            )?
-            .query_row(
-                params![self.tenant, of.app.to_string(), of.instance.get()],
-                |row| row.get(0),
-            )
-            .optional()?;
-        match deploy {
-            Some(deploy) => self.step(of.app, &deploy, step, Some(of.instance)),
-            None => Ok(()),
-        }
-    }
+/// Adds a step to a running deploy that has room for it.
+fn step(
+    on: &Entry<'_>,
+    app: AppId,
+    deploy: &str,
+    step: &str,
+    instance: Option<InstanceId>,
+) -> Folded {
+    on.tx
+        .prepare_cached(
+            "INSERT INTO deploy_steps (tenant, deploy, seq, step, instance, at)
+             SELECT tenant, deploy, seq, ?4, ?5, ?6 FROM (
+               SELECT d.tenant, d.deploy, (
+                 SELECT count(*) FROM deploy_steps s
+                 WHERE s.tenant = d.tenant AND s.deploy = d.deploy) AS seq
+               FROM deploys d
+               WHERE d.tenant = ?1 AND d.deploy = ?2 AND d.app = ?3 AND d.status = 'running')
+             WHERE seq < ?7",
+        )?
+        .execute(params![
+            on.tenant,
+            deploy,
+            app.to_string(),
+            step,
+            instance.map(InstanceId::get),
+            millis(on.recorded.at),
+            i64::try_from(STEPS_MAX).unwrap_or(i64::MAX),
+        ])
+        .map(drop)
+}
 
-    /// Adds a step to a running deploy that has room for it.
-    fn step(&self, app: AppId, deploy: &str, step: &str, instance: Option<InstanceId>) -> Folded {
-        self.tx
-            .prepare_cached(
-                "INSERT INTO deploy_steps (tenant, deploy, seq, step, instance, at)
-                 SELECT tenant, deploy, seq, ?4, ?5, ?6 FROM (
-                   SELECT d.tenant, d.deploy, (
-                     SELECT count(*) FROM deploy_steps s
-                     WHERE s.tenant = d.tenant AND s.deploy = d.deploy) AS seq
-                   FROM deploys d
-                   WHERE d.tenant = ?1 AND d.deploy = ?2 AND d.app = ?3 AND d.status = 'running')
-                 WHERE seq < ?7",
-            )?
-            .execute(params![
-                self.tenant,
-                deploy,
-                app.to_string(),
-                step,
-                instance.map(InstanceId::get),
-                millis(self.recorded.at),
-                i64::try_from(STEPS_MAX).unwrap_or(i64::MAX),
-            ])
-            .map(drop)
+/// Gives a running deploy its outcome, which is final, and forgets which instances were its.
+fn end(
+    on: &Entry<'_>,
+    app: AppId,
+    deploy: DeployId,
+    status: &str,
+    detail: Option<&str>,
+    superseded_by: Option<&str>,
+) -> Folded {
+    let (app, deploy) = (app.to_string(), deploy.to_string());
+    let ended = on
+        .tx
+        .prepare_cached(
+            "UPDATE deploys SET status = ?4, finished = ?5, detail = ?6, superseded_by = ?7
+             WHERE tenant = ?1 AND deploy = ?2 AND app = ?3 AND status = 'running'",
+        )?
+        .execute(params![
+            on.tenant,
+            deploy,
+            app,
+            status,
+            millis(on.recorded.at),
+            detail,
+            superseded_by,
+        ])?;
+    if ended == 0 {
+        return Ok(());
     }
-
-    /// Gives a running deploy its outcome, which is final, and forgets which instances were its.
-    fn end(
-        &self,
-        app: AppId,
-        deploy: DeployId,
-        status: &str,
-        detail: Option<&str>,
-        superseded_by: Option<&str>,
-    ) -> Folded {
-        let (app, deploy) = (app.to_string(), deploy.to_string());
-        let ended = self
-            .tx
-            .prepare_cached(
-                "UPDATE deploys SET status = ?4, finished = ?5, detail = ?6, superseded_by = ?7
-                 WHERE tenant = ?1 AND deploy = ?2 AND app = ?3 AND status = 'running'",
-            )?
-            .execute(params![
-                self.tenant,
-                deploy,
-                app,
-                status,
-                millis(self.recorded.at),
-                detail,
-                superseded_by,
-            ])?;
-        if ended == 0 {
-            return Ok(());
-        }
-        self.tx
-            .prepare_cached(
-                "DELETE FROM deploy_instances WHERE tenant = ?1 AND app = ?2 AND deploy = ?3",
-            )?
-            .execute(params![self.tenant, app, deploy])
-            .map(drop)
-    }
+    on.tx
+        .prepare_cached(
+            "DELETE FROM deploy_instances WHERE tenant = ?1 AND app = ?2 AND deploy = ?3",
+        )?
+        .execute(params![on.tenant, app, deploy])
+        .map(drop)
 }

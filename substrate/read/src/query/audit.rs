@@ -10,7 +10,7 @@ use tabbify_types::{Position, Rev, SegmentGlob};
 
 use super::search::{self, Search};
 use super::select::{
-    Select, bounded, cursor_position, json, limit, listing, maybe_parsed, parsed, text, time,
+    Room, Select, bounded, cursor_position, json, limit, listing, maybe_parsed, parsed, text, time,
 };
 use crate::pool::Asked;
 use crate::projection::place;
@@ -104,20 +104,24 @@ fn in_glob(
     glob: &SegmentGlob,
     window: &Window,
 ) -> Result<(Vec<AuditRow>, Option<Cursor>), Asked> {
-    let limit = limit(window)?;
+    let mut room = Room::of(window)?;
     let (text, values) = select.ordered(order, LOOKED_MAX);
     let mut statement = tx.prepare_cached(&text)?;
     let mut found = statement.query(params_from_iter(values))?;
-    let (mut rows, mut looked) = (Vec::new(), 0);
-    while let Some(row) = found.next()? {
-        let row = audit_row(row)?;
+    let (mut rows, mut looked, mut last) = (Vec::new(), 0, None);
+    while let Some(next) = found.next()? {
+        let row = audit_row(next)?;
         let position = row.position;
-        looked += 1;
         if glob.matches(&row.segment) {
+            if !room.takes(next)? {
+                return Ok((rows, last));
+            }
             rows.push(row);
         }
-        if rows.len() == limit || looked == LOOKED_MAX {
-            return Ok((rows, Some(Cursor(position.to_string()))));
+        last = Some(Cursor(position.to_string()));
+        looked += 1;
+        if looked == LOOKED_MAX {
+            return Ok((rows, last));
         }
     }
     Ok((rows, None))

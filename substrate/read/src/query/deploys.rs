@@ -5,8 +5,7 @@ use tabbify_api::read::{BuildRow, DeployRow, Listing, ReadScope, StepRow, Window
 use tabbify_types::{AppId, InstanceId, VersionNumber};
 
 use super::select::{
-    Select, cursor_position, json, listing, maybe_json, maybe_parsed, maybe_time, parsed, text,
-    time, word,
+    Select, json, listing, maybe_json, maybe_parsed, maybe_time, parsed, text, time, word,
 };
 use crate::pool::Asked;
 
@@ -16,21 +15,10 @@ pub(crate) fn list(
     app: Option<AppId>,
     window: &Window,
 ) -> Result<Listing<DeployRow>, Asked> {
-    let (found, next) = Select::from("SELECT * FROM deploys")
-        .in_scope(scope, "tenant")
-        .and_if("app = ?", app.map(|app| text(&app)))
-        .and_if("position < ?", cursor_position(window)?)
-        .page(
-            tx,
-            "position DESC",
-            window,
-            |row| Ok((row.get::<_, u64>("position")?, deploy_row(row)?)),
-            |(position, _)| position.to_string(),
-        )?;
-    let mut rows = Vec::with_capacity(found.len());
-    for (_, mut row) in found {
-        row.steps = steps(tx, &row)?;
-        rows.push(row);
+    let select = of_app("SELECT * FROM deploys", scope, app);
+    let (mut rows, next) = select.newest(tx, "position", window, deploy_row)?;
+    for row in &mut rows {
+        row.steps = steps(tx, row)?;
     }
     listing(tx, "deploys", (rows, next))
 }
@@ -41,19 +29,16 @@ pub(crate) fn builds(
     app: Option<AppId>,
     window: &Window,
 ) -> Result<Listing<BuildRow>, Asked> {
-    let (found, next) = Select::from("SELECT * FROM builds")
+    let select = of_app("SELECT * FROM builds", scope, app);
+    let page = select.newest(tx, "position", window, build_row)?;
+    listing(tx, "builds", page)
+}
+
+/// Of one app or of all that the scope shows.
+fn of_app(text_of: &str, scope: &ReadScope, app: Option<AppId>) -> Select {
+    Select::from(text_of)
         .in_scope(scope, "tenant")
         .and_if("app = ?", app.map(|app| text(&app)))
-        .and_if("position < ?", cursor_position(window)?)
-        .page(
-            tx,
-            "position DESC",
-            window,
-            |row| Ok((row.get::<_, u64>("position")?, build_row(row)?)),
-            |(position, _)| position.to_string(),
-        )?;
-    let rows = found.into_iter().map(|(_, row)| row).collect();
-    listing(tx, "builds", (rows, next))
 }
 
 fn deploy_row(row: &Row<'_>) -> rusqlite::Result<DeployRow> {

@@ -2,10 +2,13 @@
 
 use std::str::FromStr;
 
-use rusqlite::types::{Type, Value};
+use rusqlite::types::{Type, Value, ValueRef};
 use rusqlite::{OptionalExtension as _, Row, Transaction, params_from_iter};
 use serde::de::DeserializeOwned;
-use tabbify_api::read::{Cursor, Listing, QueryError, ROWS_MAX, ReadScope, TEXT_LEN_MAX, Window};
+use tabbify_api::read::{
+    CURSOR_LEN_MAX, Cursor, Listing, PAGE_LEN_MAX, QueryError, ROWS_MAX, ReadScope, TEXT_LEN_MAX,
+    Window,
+};
 use tabbify_types::{AppId, Position, Tenant, Timestamp};
 
 use crate::pool::Asked;
@@ -60,19 +63,45 @@ impl Select {
         tx: &Transaction<'_>,
         order: &str,
         window: &Window,
-        row: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+        mut row: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
         cursor: impl FnOnce(&T) -> String,
     ) -> Result<(Vec<T>, Option<Cursor>), Asked> {
-        let limit = limit(window)?;
+        let mut room = Room::of(window)?;
         // One more than asked for tells whether there is a next page.
-        let (text, values) = self.ordered(order, limit + 1);
+        let (text, values) = self.ordered(order, room.rows + 1);
         let mut statement = tx.prepare_cached(&text)?;
-        let found = statement.query_map(params_from_iter(values), row)?;
-        let mut rows = found.collect::<rusqlite::Result<Vec<T>>>()?;
-        let more = rows.len() > limit;
-        rows.truncate(limit);
+        let mut found = statement.query(params_from_iter(values))?;
+        let (mut rows, mut more) = (Vec::new(), false);
+        while let Some(next) = found.next()? {
+            if !room.takes(next)? {
+                more = true;
+                break;
+            }
+            rows.push(row(next)?);
+        }
         let next = rows.last().filter(|_| more).map(cursor).map(Cursor);
         Ok((rows, next))
+    }
+
+    /// The page of a list that goes from the newest row to the oldest, by its position in the log;
+    /// `position` is the column with it.
+    pub(crate) fn newest<T>(
+        self,
+        tx: &Transaction<'_>,
+        position: &str,
+        window: &Window,
+        mut row: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<(Vec<T>, Option<Cursor>), Asked> {
+        let (found, next) = self
+            .and_if(&format!("{position} < ?"), cursor_position(window)?)
+            .page(
+                tx,
+                &format!("{position} DESC"),
+                window,
+                |found| Ok((found.get::<_, u64>("position")?, row(found)?)),
+                |(position, _)| position.to_string(),
+            )?;
+        Ok((found.into_iter().map(|(_, row)| row).collect(), next))
     }
 
     /// The statement with its values, in this order, and no more rows than that.
@@ -93,6 +122,48 @@ impl Select {
             .query_row(params_from_iter(self.values), row)
             .optional()
     }
+}
+
+/// What a page still takes.
+#[derive(Debug)]
+pub(crate) struct Room {
+    rows: usize,
+    len: usize,
+    is_empty: bool,
+}
+
+impl Room {
+    pub(crate) fn of(window: &Window) -> Result<Self, Asked> {
+        Ok(Self {
+            rows: limit(window)?,
+            len: PAGE_LEN_MAX,
+            is_empty: true,
+        })
+    }
+
+    /// Whether the page takes this row too. It takes the first one, however long.
+    pub(crate) fn takes(&mut self, row: &Row<'_>) -> rusqlite::Result<bool> {
+        let len = len(row)?;
+        if self.rows == 0 || (len > self.len && !self.is_empty) {
+            return Ok(false);
+        }
+        self.rows -= 1;
+        self.len = self.len.saturating_sub(len);
+        self.is_empty = false;
+        Ok(true)
+    }
+}
+
+/// Bytes of a row, as it is stored.
+fn len(row: &Row<'_>) -> rusqlite::Result<usize> {
+    let mut len = 0;
+    for column in 0..row.as_ref().column_count() {
+        len += match row.get_ref(column)? {
+            ValueRef::Text(bytes) | ValueRef::Blob(bytes) => bytes.len(),
+            ValueRef::Null | ValueRef::Integer(_) | ValueRef::Real(_) => size_of::<u64>(),
+        };
+    }
+    Ok(len)
 }
 
 /// A page as it is answered, with how far these projections are.
@@ -150,6 +221,10 @@ pub(crate) fn cursor_parts<const N: usize>(window: &Window) -> Result<Option<[&s
     let Some(Cursor(text)) = &window.cursor else {
         return Ok(None);
     };
+    if text.len() > CURSOR_LEN_MAX {
+        let detail = format!("{} bytes, at most {CURSOR_LEN_MAX}", text.len());
+        return Err(refused("cursor", detail));
+    }
     let parts: Vec<&str> = text.split('/').collect();
     parts
         .try_into()
@@ -205,7 +280,7 @@ where
     T::Err: std::error::Error + Send + Sync + 'static,
 {
     match row.get_ref(column)? {
-        rusqlite::types::ValueRef::Null => Ok(None),
+        ValueRef::Null => Ok(None),
         _ => parsed(row, column).map(Some),
     }
 }
@@ -228,7 +303,7 @@ pub(crate) fn maybe_json<T: DeserializeOwned>(
     column: &str,
 ) -> rusqlite::Result<Option<T>> {
     match row.get_ref(column)? {
-        rusqlite::types::ValueRef::Null => Ok(None),
+        ValueRef::Null => Ok(None),
         _ => json(row, column).map(Some),
     }
 }

@@ -5,8 +5,7 @@ use rusqlite::{Row, Transaction};
 use tabbify_api::read::{ApprovalRow, ApprovalStatus, Listing, ReadScope, TokenRow, Window};
 
 use super::select::{
-    Select, cursor_position, json, listing, maybe_json, maybe_parsed, maybe_time, parsed, time,
-    word,
+    Select, json, listing, maybe_json, maybe_parsed, maybe_time, parsed, time, word,
 };
 use crate::pool::Asked;
 use crate::projection;
@@ -16,20 +15,10 @@ pub(crate) fn list(
     scope: &ReadScope,
     window: &Window,
 ) -> Result<Listing<TokenRow>, Asked> {
-    let (found, next) = Select::from(
-        "SELECT t.*, u.tenant FROM tokens t LEFT JOIN users u ON u.subject = t.subject",
-    )
-    .in_scope(scope, "u.tenant")
-    .and_if("t.position < ?", cursor_position(window)?)
-    .page(
-        tx,
-        "t.position DESC",
-        window,
-        |row| Ok((row.get::<_, u64>("position")?, token_row(row)?)),
-        |(position, _)| position.to_string(),
-    )?;
-    let rows = found.into_iter().map(|(_, row)| row).collect();
-    listing(tx, "tokens", (rows, next))
+    let text = "SELECT t.*, u.tenant FROM tokens t LEFT JOIN users u ON u.subject = t.subject";
+    let select = Select::from(text).in_scope(scope, "u.tenant");
+    let page = select.newest(tx, "t.position", window, token_row)?;
+    listing(tx, "tokens", page)
 }
 
 pub(crate) fn approvals(
@@ -39,19 +28,11 @@ pub(crate) fn approvals(
     window: &Window,
 ) -> Result<Listing<ApprovalRow>, Asked> {
     let status = status.map(|status| Value::Text(projection::word(&status)));
-    let (found, next) = Select::from("SELECT * FROM approvals")
+    let page = Select::from("SELECT * FROM approvals")
         .in_scope(scope, "tenant")
         .and_if("status = ?", status)
-        .and_if("position < ?", cursor_position(window)?)
-        .page(
-            tx,
-            "position DESC",
-            window,
-            |row| Ok((row.get::<_, u64>("position")?, approval_row(row)?)),
-            |(position, _)| position.to_string(),
-        )?;
-    let rows = found.into_iter().map(|(_, row)| row).collect();
-    listing(tx, "approvals", (rows, next))
+        .newest(tx, "position", window, approval_row)?;
+    listing(tx, "approvals", page)
 }
 
 fn token_row(row: &Row<'_>) -> rusqlite::Result<TokenRow> {

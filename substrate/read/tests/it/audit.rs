@@ -4,12 +4,12 @@ use std::path::Path;
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config as Cases, TestRunner};
-use tabbify_api::read::{AuditFilter, QueryError, ReadModel as _, ReadScope, Window};
+use tabbify_api::read::{AuditFilter, QueryError, ReadScope, Window};
 use tabbify_log::Log;
 use tabbify_types::{Position, Tenant};
 
 use crate::history::served;
-use crate::support::{Running, Wrong, app, append, client, open_log, raw, scope};
+use crate::support::{Outcome, Running, Way, Wrong, app, append, client, open_log, raw, scope};
 
 const PAGE: Window = Window::first(100);
 
@@ -23,7 +23,7 @@ fn text(words: &str) -> AuditFilter {
 const SAID: &str = r#"{"text":"the quick brown fox, Größe 3"}"#;
 
 /// Ten events of an app, and two of an agent.
-async fn twelve(dir: &Path) -> Result<(Log, Running), Wrong> {
+async fn twelve(way: Way, dir: &Path) -> Result<(Log, Running), Wrong> {
     let (handle, log) = open_log(&dir.join("log"))?;
     append(&log, served(&Tenant::main(), app(1), "shop", 1)).await?;
     let said = vec![
@@ -31,23 +31,22 @@ async fn twelve(dir: &Path) -> Result<(Log, Running), Wrong> {
         raw("platform.auth", "room-7", "x.message", 1, "{}"),
     ];
     append(&client(&handle, "agent:claude"), said).await?;
-    let running = Running::start(&dir.join("read"), &log).await?;
+    let running = Running::start_as(way, &dir.join("read"), &log).await?;
     running.reach(log.head()).await?;
     Ok((handle, running))
 }
 
 async fn found(running: &Running, filter: AuditFilter) -> Result<Vec<u64>, Wrong> {
     let page = running
-        .node
+        .model
         .audit(ReadScope::Platform, filter, PAGE)
         .await?;
     Ok(page.rows.iter().map(|row| row.position.get()).collect())
 }
 
-#[tokio::test]
-async fn it_finds_words_in_type_key_actor_and_data() {
-    let dir = tempfile::tempdir().unwrap();
-    let (_log, running) = twelve(dir.path()).await.unwrap();
+pub(crate) async fn it_finds_words_in_type_key_actor_and_data(way: Way) -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (_log, running) = twelve(way, dir.path()).await?;
     let everything: Vec<u64> = (1..=12).rev().collect();
     for (words, expected) in [
         ("agent:claude", vec![12, 11]),
@@ -62,47 +61,48 @@ async fn it_finds_words_in_type_key_actor_and_data() {
         ("!!!", vec![]),
         ("  ", everything),
     ] {
-        assert_eq!(
-            found(&running, text(words)).await.unwrap(),
-            expected,
-            "{words}"
-        );
+        assert_eq!(found(&running, text(words)).await?, expected, "{words}");
     }
-    let page = running.node.audit(scope("main"), text("fox"), PAGE).await;
-    let rows = page.unwrap().rows;
+    let page = running.model.audit(scope("main"), text("fox"), PAGE).await;
+    let rows = page?.rows;
     assert_eq!(rows[0].data.get(), SAID);
     assert_eq!(rows[0].actor, "agent:claude");
-    running.stop().await.unwrap();
+    running.stop().await
 }
 
-#[tokio::test]
-async fn it_finds_by_exact_fields() {
-    let dir = tempfile::tempdir().unwrap();
-    let (_log, running) = twelve(dir.path()).await.unwrap();
+pub(crate) async fn it_finds_by_exact_fields(way: Way) -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (_log, running) = twelve(way, dir.path()).await?;
     let by = async |set: fn(&mut AuditFilter)| {
         let mut filter = AuditFilter::default();
         set(&mut filter);
-        found(&running, filter).await.unwrap()
+        found(&running, filter).await
     };
-    assert_eq!(by(|_| {}).await, (1..=12).rev().collect::<Vec<u64>>());
+    assert_eq!(by(|_| {}).await?, (1..=12).rev().collect::<Vec<u64>>());
     assert_eq!(
-        by(|f| f.actor = Some("agent:claude".to_owned())).await,
+        by(|f| f.actor = Some("agent:claude".to_owned())).await?,
         [12, 11]
     );
     assert_eq!(
-        by(|f| f.actor = Some("claude".to_owned())).await,
+        by(|f| f.actor = Some("claude".to_owned())).await?,
         [0_u64; 0]
     );
-    assert_eq!(by(|f| f.key = Some("room-7".to_owned())).await, [12, 11]);
-    assert_eq!(by(|f| f.key = Some("ROOM-7".to_owned())).await, [0_u64; 0]);
-    assert_eq!(by(|f| f.kind = Some("app_placed".to_owned())).await, [5]);
-    assert_eq!(by(|f| f.segment = "platform.auth".parse().ok()).await, [12]);
-    assert_eq!(by(|f| f.segment = "*.chat".parse().ok()).await, [11]);
-    assert_eq!(by(|f| f.segment = "tenant*".parse().ok()).await, [0_u64; 0]);
+    assert_eq!(by(|f| f.key = Some("room-7".to_owned())).await?, [12, 11]);
+    assert_eq!(by(|f| f.key = Some("ROOM-7".to_owned())).await?, [0_u64; 0]);
+    assert_eq!(by(|f| f.kind = Some("app_placed".to_owned())).await?, [5]);
+    assert_eq!(
+        by(|f| f.segment = "platform.auth".parse().ok()).await?,
+        [12]
+    );
+    assert_eq!(by(|f| f.segment = "*.chat".parse().ok()).await?, [11]);
+    assert_eq!(
+        by(|f| f.segment = "tenant*".parse().ok()).await?,
+        [0_u64; 0]
+    );
     let between =
         |f: &mut AuditFilter| (f.after, f.before) = (Some(Position(3)), Some(Position(6)));
-    assert_eq!(by(between).await, [5, 4]);
-    running.stop().await.unwrap();
+    assert_eq!(by(between).await?, [5, 4]);
+    running.stop().await
 }
 
 /// Text that a search box may get: words of the query language, quotes, controls, anything.
@@ -124,17 +124,14 @@ fn typed() -> impl Strategy<Value = String> {
     proptest::collection::vec(part, 0..12).prop_map(|parts| parts.concat())
 }
 
-#[test]
-fn no_text_breaks_it_or_reaches_another_tenant() {
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    let (_log, log) = open_log(&dir.path().join("log")).unwrap();
+pub(crate) fn no_text_breaks_it_or_reaches_another_tenant(way: Way, cases: u32) -> Outcome {
+    let runtime = tokio::runtime::Runtime::new()?;
+    let dir = tempfile::tempdir()?;
+    let (_log, log) = open_log(&dir.path().join("log"))?;
     let running = runtime.block_on(async {
         for slug in ["main", "other"] {
             let tenant = crate::support::tenant(slug);
-            append(&log, served(&tenant, app(1), "shop", 1))
-                .await
-                .unwrap();
+            append(&log, served(&tenant, app(1), "shop", 1)).await?;
         }
         let odd = raw(
             "tenant_main.chat",
@@ -143,52 +140,46 @@ fn no_text_breaks_it_or_reaches_another_tenant() {
             1,
             r#"{"a":"\" OR NEAR a b"}"#,
         );
-        append(&log, vec![odd]).await.unwrap();
-        let running = Running::start(&dir.path().join("read"), &log)
-            .await
-            .unwrap();
-        running.reach(log.head()).await.unwrap();
-        running
-    });
+        append(&log, vec![odd]).await?;
+        let running = Running::start_as(way, &dir.path().join("read"), &log).await?;
+        running.reach(log.head()).await?;
+        Ok::<_, Wrong>(running)
+    })?;
     let mut runner = TestRunner::new(Cases {
-        cases: 400,
+        cases,
         failure_persistence: None,
         ..Cases::default()
     });
-    runner
-        .run(&(typed(), typed(), 0..4_u8), |(words, exact, which)| {
-            let mut filter = text(&words);
-            match which {
-                0 => filter.key = Some(exact),
-                1 => filter.actor = Some(exact),
-                2 => filter.kind = Some(exact),
-                _ => {}
+    runner.run(&(typed(), typed(), 0..4_u8), |(words, exact, which)| {
+        let mut filter = text(&words);
+        match which {
+            0 => filter.key = Some(exact),
+            1 => filter.actor = Some(exact),
+            2 => filter.kind = Some(exact),
+            _ => {}
+        }
+        let answer = runtime.block_on(running.model.audit(scope("main"), filter, PAGE));
+        match answer {
+            Ok(page) => {
+                let main = Tenant::main();
+                prop_assert!(
+                    page.rows
+                        .iter()
+                        .all(|row| row.tenant.as_ref() == Some(&main))
+                );
             }
-            let answer = runtime.block_on(running.node.audit(scope("main"), filter, PAGE));
-            match answer {
-                Ok(page) => {
-                    let main = Tenant::main();
-                    prop_assert!(
-                        page.rows
-                            .iter()
-                            .all(|row| row.tenant.as_ref() == Some(&main))
-                    );
-                }
-                Err(QueryError::Invalid { .. }) => {}
-                Err(other) => prop_assert!(false, "{other}"),
-            }
-            Ok(())
-        })
-        .unwrap();
+            Err(QueryError::Invalid { .. }) => {}
+            Err(other) => prop_assert!(false, "{other}"),
+        }
+        Ok(())
+    })?;
     // An odd key is found by itself.
     let key = Some("\u{0}\"*'".to_owned());
     let filter = AuditFilter {
         key,
         ..AuditFilter::default()
     };
-    let page = runtime
-        .block_on(running.node.audit(scope("main"), filter, PAGE))
-        .unwrap();
+    let page = runtime.block_on(running.model.audit(scope("main"), filter, PAGE))?;
     assert_eq!(page.rows.len(), 1);
-    runtime.block_on(running.stop()).unwrap();
+    runtime.block_on(running.stop())
 }

@@ -1,8 +1,10 @@
 //! What becomes of events: rows, in order, and what happens when one is not understood.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tabbify_api::apps::OperationStatus;
+use tabbify_api::log::EventLog;
 use tabbify_api::read::{
     ApprovalStatus, BuildStatus, InstanceState, QueryError, ReadModel as _, ReadScope,
     SupervisorState, Window,
@@ -19,7 +21,11 @@ use tabbify_types::{
 };
 
 use crate::history::{failed, finished, host, placed, served};
-use crate::support::{Running, app, append, deploy, event, open_log, raw, scope, segment, tenant};
+use crate::http::get;
+use crate::support::{
+    Newer, Outcome, Running, Served, WATCHDOG, Way, app, append, deploy, event, open_log, raw,
+    scope, segment, tenant,
+};
 
 const ALL: ReadScope = ReadScope::Platform;
 const PAGE: Window = Window::first(100);
@@ -206,6 +212,10 @@ async fn tokens_belong_to_the_tenant_of_their_subject() {
         kind: "agent".to_owned(),
         subject: subject.to_owned(),
         expires,
+        tenant: None,
+        scopes: Vec::new(),
+        tags: Vec::new(),
+        by: None,
     };
     let user = |slug: &str| UserRegistered {
         user: "user:anna".to_owned(),
@@ -354,11 +364,15 @@ async fn approvals() {
     running.stop().await.unwrap();
 }
 
+/// Read as a `deploy_requested` of version 9.
+const NEWER: &str = "x.newer_deploy_requested";
+
 #[tokio::test]
 async fn what_is_not_understood_stops_one_projection() {
     let dir = tempfile::tempdir().unwrap();
     let home = dir.path().join("read");
     let (_log, log) = open_log(&dir.path().join("log")).unwrap();
+    let log: Arc<dyn EventLog> = Arc::new(Newer(log));
     let running = Running::start(&home, &log).await.unwrap();
     let (main, id) = (Tenant::main(), app(1));
     append(&log, served(&main, id, "shop", 1)).await.unwrap();
@@ -367,19 +381,16 @@ async fn what_is_not_understood_stops_one_projection() {
     append(
         &log,
         vec![
-            raw(reports, "shop", "deploy_requested", 9, "{}"),
+            raw(reports, "shop", "x.newer_deploy_requested", 1, "{}"),
             raw("tenant_main.apps", "shop", "later_thing", 9, "{}"),
         ],
     )
     .await
     .unwrap();
     let before = log.head();
-    append(
-        &log,
-        vec![raw("tenant_main.apps", "shop", "deploy_requested", 9, "{}")],
-    )
-    .await
-    .unwrap();
+    append(&log, vec![raw("tenant_main.apps", "shop", NEWER, 1, "{}")])
+        .await
+        .unwrap();
     let last = append(&log, served(&main, app(2), "blog", 2))
         .await
         .unwrap();
@@ -403,6 +414,18 @@ async fn what_is_not_understood_stops_one_projection() {
                 );
             }
         }
+        // Whoever must see what the stopped projection has not folded is told, not shown less.
+        let served = Served::start(&running.node, &running.tasks).unwrap();
+        let far = served.remote("platform").await.unwrap();
+        assert_eq!(far.status().projections, status.projections);
+        let deploys = far.deploys(ALL, None, PAGE).await.unwrap();
+        assert_eq!(deploys.position, before);
+        let path = format!("/v1/read/deploys?min_position={last}");
+        let (code, body) = get(&served, &path, "platform").await.unwrap();
+        assert_eq!(code, 503, "{body}");
+        assert!(body.contains("\"projection_stopped\""), "{body}");
+        let path = format!("/v1/read/apps?min_position={last}");
+        assert_eq!(get(&served, &path, "platform").await.unwrap().0, 200);
         // Both apps are there; of the deploys only what came before.
         assert_eq!(
             running.node.apps(ALL, None, PAGE).await.unwrap().rows.len(),
@@ -459,19 +482,36 @@ async fn a_projection_that_understands_again_catches_up() {
     running.stop().await.unwrap();
 }
 
+pub(crate) async fn waiting_says_when_it_is_there_and_how_far_it_is_not(way: Way) -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (_log, log) = open_log(&dir.path().join("log"))?;
+    let running = Running::start_as(way, &dir.path().join("read"), &log).await?;
+    let short = Duration::from_millis(20);
+    let waited = running.model.wait_for(Position(5), short).await;
+    let (wanted, position) = (Position(5), Position(0));
+    assert_eq!(waited, Err(QueryError::Behind { wanted, position }));
+    // Whoever waits is woken by the event.
+    let (waited, last) = tokio::join!(
+        running.model.wait_for(Position(10), WATCHDOG),
+        append(&log, served(&Tenant::main(), app(1), "shop", 1))
+    );
+    assert_eq!((waited, last?), (Ok(()), Position(10)));
+    let apps = running.model.apps(ALL, None, PAGE).await?;
+    assert_eq!((apps.rows.len(), apps.position), (1, Position(10)));
+    let status = running.model.status();
+    assert_eq!((status.position, status.head), (Position(10), Position(10)));
+    assert_eq!((status.lag_events, status.lag_ms), (0, 0));
+    assert_eq!(status.projections.len(), 7);
+    running.stop().await
+}
+
 #[tokio::test]
-async fn waiting_for_what_never_comes_says_how_far_it_is() {
+async fn a_node_that_has_ended_says_so() {
     let dir = tempfile::tempdir().unwrap();
     let (_log, log) = open_log(&dir.path().join("log")).unwrap();
     let running = Running::start(&dir.path().join("read"), &log)
         .await
         .unwrap();
-    let waited = running
-        .node
-        .wait_for(Position(5), Duration::from_millis(20))
-        .await;
-    let (wanted, position) = (Position(5), Position(0));
-    assert_eq!(waited, Err(QueryError::Behind { wanted, position }));
     let node = running.node.clone();
     running.stop().await.unwrap();
     let reason = node.status().stopped.unwrap();

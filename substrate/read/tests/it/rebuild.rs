@@ -9,10 +9,10 @@ use tabbify_api::read::ReadModel as _;
 use tabbify_types::{Digest, NewEvent, Position, Tenant};
 
 use crate::history::{any_history, served};
-use crate::support::{Outcome, Running, Wrong, app, append, client, open_log, raw};
+use crate::support::{Newer, Outcome, Running, Wrong, app, append, client, open_log, raw};
 
 /// The digest of a read model that folds the whole log in one go.
-async fn from_zero(log: &Arc<dyn EventLog>) -> Result<Digest, Wrong> {
+pub(crate) async fn from_zero(log: &Arc<dyn EventLog>) -> Result<Digest, Wrong> {
     let dir = tempfile::tempdir()?;
     let running = Running::start(dir.path(), log).await?;
     running.reach(log.head()).await?;
@@ -46,6 +46,7 @@ fn killed(from: &Path, to: &Path, wal_lost: u64) -> Outcome {
 async fn interrupted(events: Vec<NewEvent>, cuts: &[(usize, u8)]) -> Outcome {
     let dir = tempfile::tempdir()?;
     let (_log, client) = open_log(&dir.path().join("log"))?;
+    let client: Arc<dyn EventLog> = Arc::new(Newer(client));
     let mut home = tempfile::tempdir()?;
     let mut running = Running::start(home.path(), &client).await?;
     let mut left = events.into_iter();
@@ -85,7 +86,7 @@ async fn interrupted(events: Vec<NewEvent>, cuts: &[(usize, u8)]) -> Outcome {
 }
 
 /// The digest is of the tables; that the text index says the same, SQLite checks.
-fn text_index_is_whole(home: &Path) -> Outcome {
+pub(crate) fn text_index_is_whole(home: &Path) -> Outcome {
     let name = std::fs::read_to_string(home.join("CURRENT"))?;
     let conn = rusqlite::Connection::open(home.join(name))?;
     let check = "INSERT INTO audit_text (audit_text, rank) VALUES ('integrity-check', 1)";

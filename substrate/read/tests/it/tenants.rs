@@ -5,14 +5,15 @@ use std::sync::Arc;
 
 use tabbify_api::log::EventLog;
 use tabbify_api::read::{
-    AuditFilter, Cursor, Listing, QueryError, ROWS_MAX, ReadModel as _, ReadScope, Window,
+    AuditFilter, Cursor, Listing, PAGE_LEN_MAX, QueryError, ROWS_MAX, ReadModel, ReadScope, Window,
 };
-use tabbify_read::ReadNode;
 use tabbify_types::event::v1::{BuildRequested, LeaseGranted, Source};
 use tabbify_types::{BuildId, Digest, Epoch, InstanceId, MeshKey, SlotId, Tenant};
 
 use crate::history::{host, registered, served};
-use crate::support::{Outcome, Running, Wrong, app, append, event, open_log, raw, scope, tenant};
+use crate::support::{
+    Outcome, Running, Way, Wrong, app, append, event, open_log, raw, scope, tenant,
+};
 
 const PAGE: Window = Window::first(ROWS_MAX);
 
@@ -52,7 +53,7 @@ async fn four_apps(log: &Arc<dyn EventLog>) -> Outcome {
 }
 
 /// Checks what one tenant sees of each list.
-async fn sees(node: &ReadNode, slug: &str, expected: usize) -> Outcome {
+async fn sees(node: &dyn ReadModel, slug: &str, expected: usize) -> Outcome {
     let (mine, slug) = (scope(slug), tenant(slug));
     let apps = node.apps(mine.clone(), None, PAGE).await?.rows;
     assert!(apps.iter().all(|row| row.tenant == slug));
@@ -84,45 +85,40 @@ async fn sees(node: &ReadNode, slug: &str, expected: usize) -> Outcome {
     Ok(())
 }
 
-#[tokio::test]
-async fn one_tenant_never_sees_another() {
-    let dir = tempfile::tempdir().unwrap();
-    let (_log, log) = open_log(&dir.path().join("log")).unwrap();
-    let running = Running::start(&dir.path().join("read"), &log)
-        .await
-        .unwrap();
-    let node = &running.node;
-    four_apps(&log).await.unwrap();
+pub(crate) async fn one_tenant_never_sees_another(way: Way) -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (_log, log) = open_log(&dir.path().join("log"))?;
+    let running = Running::start_as(way, &dir.path().join("read"), &log).await?;
+    let node = &*running.model;
+    four_apps(&log).await?;
     append(
         &log,
         vec![raw("platform.auth", "secret-user", "x.secret", 1, "{}")],
     )
-    .await
-    .unwrap();
-    running.reach(log.head()).await.unwrap();
+    .await?;
+    running.reach(log.head()).await?;
 
     for (slug, expected) in [("main", 1), ("other", 2), ("main-2", 1), ("nobody", 0)] {
-        sees(node, slug, expected).await.unwrap();
+        sees(node, slug, expected).await?;
     }
     // The same id, one's own app each time; the platform sees who had it first.
-    let seen = async |scope| {
-        node.app(scope, app(1))
-            .await
-            .unwrap()
-            .map(|it| it.app.name.to_string())
-    };
-    assert_eq!(seen(scope("main")).await.as_deref(), Some("shop"));
-    assert_eq!(seen(scope("other")).await.as_deref(), Some("thief"));
-    assert_eq!(seen(scope("main-2")).await, None);
-    assert_eq!(seen(ReadScope::Platform).await.as_deref(), Some("shop"));
+    for (scope, expected) in [
+        (scope("main"), Some("shop")),
+        (scope("other"), Some("thief")),
+        (scope("main-2"), None),
+        (ReadScope::Platform, Some("shop")),
+    ] {
+        let found = node.app(scope.clone(), app(1)).await?;
+        let name = found.map(|detail| detail.app.name.to_string());
+        assert_eq!(name.as_deref(), expected, "{scope}");
+    }
     assert!(
         node.versions(scope("main-2"), app(1), PAGE)
-            .await
-            .unwrap()
+            .await?
             .rows
             .is_empty()
     );
-    running.stop().await.unwrap();
+    running.stop().await
 }
 
 /// Walks all pages of three rows; `between` runs after each.
@@ -144,23 +140,19 @@ async fn walk<T>(
     }
 }
 
-#[tokio::test]
-async fn pages_are_whole_while_events_arrive() {
-    let dir = tempfile::tempdir().unwrap();
-    let (_log, log) = open_log(&dir.path().join("log")).unwrap();
-    let running = Running::start(&dir.path().join("read"), &log)
-        .await
-        .unwrap();
-    let (node, main) = (&running.node, Tenant::main());
+pub(crate) async fn pages_are_whole_while_events_arrive(way: Way) -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (_log, log) = open_log(&dir.path().join("log"))?;
+    let running = Running::start_as(way, &dir.path().join("read"), &log).await?;
+    let (node, main) = (&*running.model, Tenant::main());
     for number in 1..=11 {
         append(
             &log,
             served(&main, app(number), &format!("app-{number}"), number),
         )
-        .await
-        .unwrap();
+        .await?;
     }
-    running.reach(log.head()).await.unwrap();
+    running.reach(log.head()).await?;
     let there = log.head();
 
     let mut fresh = 100;
@@ -178,7 +170,7 @@ async fn pages_are_whole_while_events_arrive() {
         async |window| node.apps(mine.clone(), None, window).await,
         &mut more,
     );
-    let apps = apps.await.unwrap();
+    let apps = apps.await?;
     let ids: BTreeSet<_> = apps.iter().map(|row| row.app).collect();
     assert_eq!(ids.len(), apps.len(), "no app twice");
     assert!(
@@ -190,7 +182,7 @@ async fn pages_are_whole_while_events_arrive() {
         async |window| node.deploys(mine.clone(), None, window).await,
         &mut more,
     );
-    let deploys = deploys.await.unwrap();
+    let deploys = deploys.await?;
     let ids: BTreeSet<_> = deploys.iter().map(|row| row.deploy).collect();
     assert_eq!(ids.len(), deploys.len(), "no deploy twice");
     assert!((1..=11).all(|number| ids.contains(&crate::support::deploy(number))));
@@ -198,14 +190,14 @@ async fn pages_are_whole_while_events_arrive() {
     for segment in [None, Some("tenant_*.apps"), Some("tenant_main.**")] {
         let filter = AuditFilter {
             text: Some("app_started".to_owned()),
-            segment: segment.map(|glob| glob.parse().unwrap()),
+            segment: segment.map(str::parse).transpose()?,
             ..AuditFilter::default()
         };
         let ask = async |window| {
             node.audit(ReadScope::Platform, filter.clone(), window)
                 .await
         };
-        let found = walk(ask, &mut more).await.unwrap();
+        let found = walk(ask, &mut more).await?;
         let places: Vec<_> = found.iter().map(|row| row.position).collect();
         assert!(
             places.is_sorted_by(|a, b| a > b),
@@ -214,20 +206,62 @@ async fn pages_are_whole_while_events_arrive() {
         let old = places.iter().filter(|&&position| position <= there).count();
         assert_eq!(old, 11, "{segment:?}");
     }
-    running.stop().await.unwrap();
+    running.stop().await
 }
 
-#[tokio::test]
-async fn windows_beyond_the_limit_are_refused() {
-    let dir = tempfile::tempdir().unwrap();
-    let (_log, log) = open_log(&dir.path().join("log")).unwrap();
-    append(&log, vec![registered(&Tenant::main(), app(1), "shop")])
-        .await
-        .unwrap();
-    let running = Running::start(&dir.path().join("read"), &log)
-        .await
-        .unwrap();
-    let (node, mine) = (&running.node, scope("main"));
+pub(crate) async fn pages_are_bounded_in_bytes(way: Way) -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (_log, log) = open_log(&dir.path().join("log"))?;
+    let running = Running::start_as(way, &dir.path().join("read"), &log).await?;
+    let wide = format!(
+        "{{\"text\":\"{}\"}}",
+        "\u{1}wide ".escape_default().to_string().repeat(5_000)
+    );
+    let wide = wide.replace("\\u{1}", "\\u0001");
+    assert!(
+        wide.len() > 50_000 && wide.len() < 64 * 1024,
+        "{}",
+        wide.len()
+    );
+    for _ in 0..60 {
+        let said = raw("tenant_main.chat", "room", "x.said", 1, &wide);
+        append(&log, vec![said]).await?;
+    }
+    running.reach(log.head()).await?;
+    for segment in [None, Some("tenant_*.chat")] {
+        let filter = AuditFilter {
+            segment: segment.map(str::parse).transpose()?,
+            ..AuditFilter::default()
+        };
+        let (mut places, mut cursor, mut pages) = (Vec::new(), None, 0);
+        loop {
+            let window = Window {
+                limit: ROWS_MAX,
+                cursor,
+            };
+            let asked = running.model.audit(scope("main"), filter.clone(), window);
+            let page = asked.await?;
+            let len: usize = page.rows.iter().map(|row| row.data.get().len()).sum();
+            assert!(len <= PAGE_LEN_MAX && !page.rows.is_empty());
+            places.extend(page.rows.iter().map(|row| row.position.get()));
+            pages += 1;
+            match page.next {
+                Some(next) => cursor = Some(next),
+                None => break,
+            }
+        }
+        assert_eq!(places, (1..=60).rev().collect::<Vec<u64>>());
+        assert_eq!(pages, 2, "{segment:?}");
+    }
+    running.stop().await
+}
+
+pub(crate) async fn windows_beyond_the_limit_are_refused(way: Way) -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (_log, log) = open_log(&dir.path().join("log"))?;
+    append(&log, vec![registered(&Tenant::main(), app(1), "shop")]).await?;
+    let running = Running::start_as(way, &dir.path().join("read"), &log).await?;
+    let (node, mine) = (&*running.model, scope("main"));
     for limit in [0, ROWS_MAX + 1, usize::MAX] {
         let window = Window::first(limit);
         let refused = node.apps(mine.clone(), None, window.clone()).await;
@@ -248,17 +282,14 @@ async fn windows_beyond_the_limit_are_refused() {
             Err(QueryError::Invalid { what: "limit", .. })
         ));
     }
-    running.stop().await.unwrap();
+    running.stop().await
 }
 
-#[tokio::test]
-async fn cursors_of_others_are_refused() {
-    let dir = tempfile::tempdir().unwrap();
-    let (_log, log) = open_log(&dir.path().join("log")).unwrap();
-    let running = Running::start(&dir.path().join("read"), &log)
-        .await
-        .unwrap();
-    let (node, mine) = (&running.node, scope("main"));
+pub(crate) async fn cursors_of_others_are_refused(way: Way) -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (_log, log) = open_log(&dir.path().join("log"))?;
+    let running = Running::start_as(way, &dir.path().join("read"), &log).await?;
+    let (node, mine) = (&*running.model, scope("main"));
     let long = "9".repeat(10_000);
     for text in [
         "",
@@ -308,5 +339,5 @@ async fn cursors_of_others_are_refused() {
         refused,
         Err(QueryError::Invalid { what: "name", .. })
     ));
-    running.stop().await.unwrap();
+    running.stop().await
 }

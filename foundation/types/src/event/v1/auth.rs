@@ -36,12 +36,31 @@ events! {
             "The key whose proofs sign the user in, if that is how.",
     }
 
+    /// Somebody may do other things in a tenant than before.
+    RoleChanged = "role_changed" at [AUTH] key "the user" {
+        user: String => "Who.",
+        tenant: Tenant => "In which tenant.",
+        #[serde(skip_serializing_if = "Option::is_none")] role: Option<String> =>
+            "What they are there now: `owner`, `developer` or `viewer`; nothing if they do not belong to it any more.",
+    }
+
+    /// A person signs in with another password from here on.
+    PasswordChanged = "password_changed" at [AUTH] key "the user" {
+        user: String => "Whose.",
+        verifier: Sealed => "What the password is checked with (argon2id, as a PHC string), sealed: never in clear.",
+    }
+
     /// A token was issued (its id, never the token).
     TokenIssued = "token_issued" at [AUTH] key "the token's id" {
         jti: String => "The token's id; the token itself is nowhere.",
         kind: String => "Its kind, such as `agent`.",
         subject: String => "Its subject.",
         expires: Timestamp => "When it ends.",
+        #[serde(skip_serializing_if = "Option::is_none")] tenant: Option<Tenant> => "The tenant that it counts in.",
+        #[serde(default, skip_serializing_if = "Vec::is_empty")] scopes: Vec<String> => "What its holder may do.",
+        #[serde(default, skip_serializing_if = "Vec::is_empty")] tags: Vec<String> => "The tags that it claims.",
+        #[serde(skip_serializing_if = "Option::is_none")] by: Option<String> =>
+            "Who asked for it, if not the subject.",
     }
 
     /// A token for single use is used up.
@@ -55,6 +74,23 @@ events! {
     TokenRevoked = "token_revoked" at [AUTH] key "the token's id" {
         jti: String => "The token's id.",
         expires: Timestamp => "When it would have ended: nobody has to remember it any longer.",
+    }
+
+    /// Whatever a subject was given until then is worth nothing from here on.
+    SessionsEnded = "sessions_ended" at [AUTH] key "the subject" {
+        subject: String => "Whose tokens, tickets and sessions.",
+        upto: Timestamp => "Those that were issued in this second or before.",
+    }
+
+    /// Attempts to sign in were refused: counted, so that a flood of them is one event.
+    SignInsRefused = "sign_ins_refused" at [AUTH] key "`sign-ins`" {
+        how: String => "What was tried, such as `password`.",
+        #[serde(skip_serializing_if = "Option::is_none")] subject: Option<String> =>
+            "As whom, if there is such a subject; names that nobody has are counted together.",
+        count: u64 => "How many.",
+        limited: u64 => "How many of them were not even looked at, being too many.",
+        from: Timestamp => "When the first came.",
+        upto: Timestamp => "When the last came.",
     }
 
     /// The keys of a subject are destroyed: what was sealed under them cannot be read any more.

@@ -2,9 +2,10 @@
 
 use tabbify_types::event::v1::{
     AllowRule, AppAddressClaimed, Capability, IssuerKeyRotated, LeaseGranted, LeaseReleased,
-    NetworkAllocated, PeerJoined, PeerLeft, PlatformInitialized, PlatformVersionRaised,
-    PolicyChanged, SubjectErased, SupervisorDrained, SupervisorJoined, SupervisorLost,
-    TenantCreated, TokenIssued, TokenRevoked, TokenUsed, UserInvited, UserRegistered,
+    NetworkAllocated, PasswordChanged, PeerJoined, PeerLeft, PlatformInitialized,
+    PlatformVersionRaised, PolicyChanged, RoleChanged, SessionsEnded, SignInsRefused,
+    SubjectErased, SupervisorDrained, SupervisorJoined, SupervisorLost, TenantCreated, TokenIssued,
+    TokenRevoked, TokenUsed, UserInvited, UserRegistered,
 };
 use tabbify_types::{
     Base64Url, Epoch, Event, HostUla, InstanceId, SlotId, Tenant, VerifyingKeyBytes,
@@ -38,6 +39,10 @@ fn auth() -> Vec<Event> {
             kind: "join".to_owned(),
             subject: "host:box2".to_owned(),
             expires: time(),
+            tenant: Some(Tenant::main()),
+            scopes: vec!["apps:read".to_owned()],
+            tags: vec!["gpu".to_owned()],
+            by: Some("user:anna".to_owned()),
         }
         .into(),
         TokenUsed {
@@ -48,6 +53,20 @@ fn auth() -> Vec<Event> {
         TokenRevoked {
             jti: jti.to_owned(),
             expires: time(),
+        }
+        .into(),
+        SessionsEnded {
+            subject: "user:anna".to_owned(),
+            upto: time(),
+        }
+        .into(),
+        SignInsRefused {
+            how: "password".to_owned(),
+            subject: Some("user:anna".to_owned()),
+            count: 40,
+            limited: 35,
+            from: time(),
+            upto: time(),
         }
         .into(),
         IssuerKeyRotated {
@@ -82,6 +101,17 @@ fn people() -> Vec<Event> {
             user: "user:anna".to_owned(),
             tenant: Tenant::main(),
             key: Some(VerifyingKeyBytes([6; 32])),
+        }
+        .into(),
+        RoleChanged {
+            user: "user:anna".to_owned(),
+            tenant: Tenant::main(),
+            role: Some("developer".to_owned()),
+        }
+        .into(),
+        PasswordChanged {
+            user: "user:anna".to_owned(),
+            verifier: sealed("user:anna"),
         }
         .into(),
     ]

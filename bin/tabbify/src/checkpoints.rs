@@ -1,0 +1,127 @@
+//! The checkpoints of a data directory: where they are, whose word counts, and the task that writes
+//! them.
+
+use std::path::Path;
+
+use anyhow::{Context as _, bail};
+use tabbify_log::{Anchor, CheckpointStore, Log, LogKey, Publisher, Signed, Trust};
+use tabbify_process::{Tasks, chain};
+use tabbify_token::SecretKey;
+
+use crate::data_dir::DataDir;
+
+/// What is known of the log before it is opened, and what it takes to go on signing it.
+#[derive(Debug)]
+pub(crate) struct Checkpoints {
+    store: CheckpointStore,
+    trust: Trust,
+    key: LogKey,
+    newest: Option<Signed>,
+}
+
+impl Checkpoints {
+    /// Reads what `place`, or else the data directory's own, has. A place that cannot be reached is
+    /// a warning: the platform starts as if there were none. One that holds something that cannot be
+    /// relied on is refused.
+    pub(crate) async fn open(
+        data: &DataDir,
+        place: Option<&str>,
+        root: &SecretKey,
+    ) -> anyhow::Result<Self> {
+        let key = LogKey::load_or_create(&data.log_key(), root)?;
+        let anchor = Anchor::Root(root.public());
+        let store = store(data, place)?;
+        let trust = match store.trust(anchor.clone()).await {
+            Ok(trust) => trust,
+            Err(error) => {
+                let place = store.shown();
+                tracing::warn!(error = %chain(&error), place, "checkpoints cannot be reached: whether \
+                    the log's end was cut off cannot be told this time");
+                return Ok(Self {
+                    store,
+                    trust: Trust::new(anchor),
+                    key,
+                    newest: None,
+                });
+            }
+        };
+        let newest = store.newest(&trust).await?;
+        Ok(Self {
+            store,
+            trust,
+            key,
+            newest,
+        })
+    }
+
+    /// What the log must be.
+    pub(crate) fn newest(&self) -> Option<Signed> {
+        self.newest.clone()
+    }
+
+    /// Signs the log, which has been opened with [`Checkpoints::newest`], from now on.
+    pub(crate) fn start(self, log: &Log, tasks: &Tasks) -> Publisher {
+        let newest = self.newest.as_ref();
+        Publisher::start(log, self.store, self.trust, self.key, newest, tasks)
+    }
+}
+
+/// Where checkpoints are: a directory, by default the data directory's own.
+pub(crate) fn store(data: &DataDir, place: Option<&str>) -> anyhow::Result<CheckpointStore> {
+    let dir = match place {
+        None => data.checkpoints(),
+        Some(url) if url.contains("://") => {
+            let Some(path) = url
+                .strip_prefix("file://")
+                .filter(|path| path.starts_with('/'))
+            else {
+                bail!(
+                    "[log] checkpoints = {url:?}: this build keeps them in a directory (a path, or file:///…)"
+                );
+            };
+            path.into()
+        }
+        Some(path) => std::path::absolute(path).with_context(|| path.to_owned())?,
+    };
+    refuse_within(&dir, &data.log())?;
+    Ok(CheckpointStore::local(&dir)?)
+}
+
+/// What goes with the log is no witness of it.
+fn refuse_within(dir: &Path, log: &Path) -> anyhow::Result<()> {
+    if dir.starts_with(log) {
+        bail!(
+            "{} is within the log's own directory: keep checkpoints elsewhere, best on another disk",
+            dir.display()
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_directories_outside_the_log() {
+        let home = tempfile::tempdir().unwrap();
+        let data = DataDir::choose(Some(home.path().join("data"))).unwrap();
+        let shown = |place: Option<&str>| store(&data, place).map(|store| store.shown().to_owned());
+        assert_eq!(
+            shown(None).unwrap(),
+            data.checkpoints().display().to_string()
+        );
+        let other = home.path().join("other").display().to_string();
+        assert_eq!(shown(Some(&other)).unwrap(), other);
+        assert_eq!(shown(Some(&format!("file://{other}"))).unwrap(), other);
+        let within = data.log().join("checkpoints").display().to_string();
+        for bad in [
+            within.as_str(),
+            "s3://bucket/log",
+            "file://relative",
+            "http://x/",
+        ] {
+            assert!(shown(Some(bad)).is_err(), "{bad}");
+        }
+    }
+}

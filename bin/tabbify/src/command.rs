@@ -1,0 +1,89 @@
+//! What `tabbify` can be told, and which module does it.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::{audit, down, log, read_node, role, token, transaction_node, up};
+
+#[derive(Parser)]
+#[command(
+    name = "tabbify",
+    version,
+    about = "A self-hosted application platform"
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run every role on this machine; an empty data directory becomes a working platform
+    Up(up::Arguments),
+    /// Stop the apps of a data directory, and `tabbify up` if it runs
+    Down(down::Arguments),
+    /// Make a platform of an empty data directory, for roles that run alone
+    Init(token::Init),
+    /// Write what a role that runs alone shows to the log
+    Token(token::Arguments),
+    /// Run the event log alone
+    TransactionNode(role::Arguments),
+    /// Run the read model alone
+    ReadNode(role::Arguments),
+    /// Check the log against what was signed of it, and prove events to others
+    #[command(subcommand)]
+    Audit(audit::Command),
+    /// Verify, measure, move or restore the log of a data directory
+    #[command(subcommand)]
+    Log(log::Command),
+}
+
+/// Roles that a link to this program may be named after.
+const LINKS: [&str; 2] = ["transaction-node", "read-node"];
+
+/// Does what the command line says.
+pub(crate) async fn run(line: impl Iterator<Item = OsString>) -> anyhow::Result<ExitCode> {
+    match Arguments::parse_from(with_role(line)).command {
+        Command::Up(arguments) => up::run(arguments).await?,
+        Command::Down(arguments) => down::run(arguments).await?,
+        Command::Init(arguments) => token::init(arguments).await?,
+        Command::Token(arguments) => token::run(arguments).await?,
+        Command::TransactionNode(arguments) => transaction_node::run(arguments).await?,
+        Command::ReadNode(arguments) => read_node::run(arguments).await?,
+        Command::Audit(command) => return audit::run(command).await,
+        Command::Log(command) => return log::run(command).await,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The line with the role that the program's own name says, if it was called by a role's name.
+fn with_role(mut line: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let program = line.next().unwrap_or_default();
+    let name = Path::new(&program).file_name();
+    let role = LINKS.into_iter().find(|link| name == Some(link.as_ref()));
+    let role = role.map(OsString::from);
+    std::iter::once(program).chain(role).chain(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_named_after_a_role_starts_it() {
+        let line = |words: &[&str]| {
+            let line = with_role(words.iter().map(OsString::from));
+            let words = line.iter().map(|word| word.to_string_lossy().into_owned());
+            words.collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(
+            line(&["/opt/transaction-node", "--config", "f"]),
+            "/opt/transaction-node transaction-node --config f"
+        );
+        assert_eq!(line(&["tabbify", "up"]), "tabbify up");
+        assert_eq!(line(&[]), "");
+    }
+}

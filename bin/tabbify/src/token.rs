@@ -1,0 +1,120 @@
+//! `tabbify init` makes a platform of an empty data directory; `tabbify token` gives a role that runs
+//! alone what it shows to the log. Both are for whoever holds the directory's keys.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::bail;
+use tabbify_api::auth::Authority as _;
+use tabbify_api::auth::issue::API_AUDIENCE;
+use tabbify_auth::{Auth, Keys, bootstrap};
+use tabbify_log::RemoteLog;
+use tabbify_process::connect::UnixSocket;
+use tabbify_process::{Clock, SystemClock, Tasks, files};
+use tabbify_token::{Claims, Kind, PlatformId, Signer};
+use tabbify_types::{EventId, Tenant, Timestamp};
+
+use crate::authorize::ROLES;
+use crate::data_dir::DataDir;
+use crate::role;
+use crate::substrate::{LOG_SOCKET, Substrate};
+
+/// Life of the token with which this command itself goes to the log.
+const OWN_LIFE: Duration = Duration::from_secs(60);
+
+/// Flags of `tabbify init`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Init {
+    /// The data directory; default `$XDG_DATA_HOME/tabbify`
+    #[arg(long)]
+    data_dir: Option<PathBuf>,
+}
+
+/// Flags of `tabbify token`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// The role: auth, coordinator or read-node
+    role: String,
+    /// The data directory; default `$XDG_DATA_HOME/tabbify`
+    #[arg(long)]
+    data_dir: Option<PathBuf>,
+}
+
+/// Makes keys and the first events.
+pub(crate) async fn init(arguments: Init) -> anyhow::Result<()> {
+    let data = DataDir::choose(arguments.data_dir)?;
+    data.create()?;
+    let _held = data.hold()?;
+    let tasks = Tasks::new();
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let keys = Keys::open(&data.keys())?;
+    let substrate = Substrate::open(&data, None, &keys.root, &clock, &tasks).await?;
+    let made = bootstrap(substrate.log.client(Auth::log_scope()).as_ref(), &keys).await;
+    let ended = role::stop(&tasks).await;
+    substrate.close().await;
+    let platform = made?;
+    ended?;
+    role::say(&format!(
+        "platform {platform} · {}\nNext: tabbify transaction-node --data-dir {}\n",
+        data.path().display(),
+        data.path().display()
+    ));
+    Ok(())
+}
+
+/// Writes a role's token beside the keys, 0600; it lives for a day.
+pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let (role, data) = (arguments.role, DataDir::choose(arguments.data_dir)?);
+    if !ROLES.contains(&role.as_str()) {
+        bail!("{role} is no role that has a token: {}", ROLES.join(", "));
+    }
+    let keys = Keys::open(&data.keys())?;
+    let tasks = Tasks::new();
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let socket = UnixSocket {
+        directory: data.path().to_path_buf(),
+        name: LOG_SOCKET.to_owned(),
+    };
+    let own = own_token(&keys, clock.now())?;
+    let log = RemoteLog::connect(Arc::new(socket), Arc::new(move || own.clone()), &tasks).await?;
+    let auth = Auth::start(Arc::new(log), &keys, clock, &tasks).await?;
+    let issued = auth.service_token(&role, &[], API_AUDIENCE).await?;
+    let path = data.token(&role);
+    if let Some(dir) = path.parent() {
+        files::private_dir(dir)?;
+    }
+    files::write_atomic(&path, issued.token.as_bytes(), 0o600)?;
+    role::say(&format!(
+        "{} · platform {} · until {}\n",
+        path.display(),
+        auth.platform().0,
+        issued.expires
+    ));
+    // Its connections end with it.
+    drop(auth);
+    role::stop(&tasks).await
+}
+
+/// Whoever holds the issuer key is auth, and says so to the log for a minute.
+fn own_token(keys: &Keys, now: Timestamp) -> anyhow::Result<String> {
+    let platform = PlatformId::of(&keys.root.public());
+    let now = Timestamp::from_secs(now.secs());
+    let claims = Claims {
+        iss: platform.clone(),
+        sub: "service:auth".to_owned(),
+        aud: API_AUDIENCE.to_owned(),
+        kind: Kind::Service,
+        tenant: Tenant::system(),
+        tags: Vec::new(),
+        scopes: Vec::new(),
+        ulas: Vec::new(),
+        cnf: None,
+        join: None,
+        iat: now,
+        nbf: now,
+        exp: now.plus(OWN_LIFE),
+        jti: EventId::mint().to_string(),
+    };
+    Ok(Signer::new(keys.issuer.clone(), platform).sign(&claims)?)
+}

@@ -1,0 +1,4 @@
+//! What daemons are made of, against the real log.
+
+mod fold;
+mod support;
