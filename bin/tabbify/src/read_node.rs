@@ -8,14 +8,14 @@ use anyhow::Context as _;
 use tabbify_api::log::EventLog;
 use tabbify_auth::Checker;
 use tabbify_log::RemoteLog;
-use tabbify_process::connect::{Bearer, UnixSocket};
+use tabbify_process::connect::Bearer;
 use tabbify_process::{Clock, Importance, SystemClock, Tasks, files, signals};
 use tabbify_read::{ReadNode, Service};
 
 use crate::authorize::Tokens;
 use crate::data_dir::DataDir;
 use crate::role::{self, Arguments};
-use crate::substrate::{LOG_SOCKET, READ_SOCKET, bind};
+use crate::substrate::{LOG_SOCKET, READ_SOCKET, bind, log_socket};
 
 /// Folds and answers until a signal.
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
@@ -65,11 +65,8 @@ pub(crate) async fn connect(
     role: &str,
     tasks: &Tasks,
 ) -> anyhow::Result<RemoteLog> {
-    let socket = UnixSocket {
-        directory: data.path().to_path_buf(),
-        name: LOG_SOCKET.to_owned(),
-    };
-    let connected = RemoteLog::connect(Arc::new(socket), bearer(data.token(role)), tasks).await;
+    let connected =
+        RemoteLog::connect(Arc::new(log_socket(data)), bearer(data.token(role)), tasks).await;
     connected.with_context(|| {
         let dir = data.path().display();
         format!(

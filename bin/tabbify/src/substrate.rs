@@ -9,6 +9,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use tabbify_api::log::{Authorize, LogEngine};
 use tabbify_log::{Consumers, Log, Options, Publisher, RateLimited, Rates, Service};
+use tabbify_process::connect::UnixSocket;
 use tabbify_process::{Clock, Importance, Tasks, chain, unix};
 use tabbify_token::SecretKey;
 use tokio::net::UnixListener;
@@ -90,6 +91,14 @@ impl Substrate {
             service.serve_unix(listener).await;
         });
         Ok(())
+    }
+}
+
+/// Where another process of this machine reaches the log of the data directory.
+pub(crate) fn log_socket(data: &DataDir) -> UnixSocket {
+    UnixSocket {
+        directory: data.path().to_path_buf(),
+        name: LOG_SOCKET.to_owned(),
     }
 }
 

@@ -10,7 +10,6 @@ use tabbify_api::auth::Authority as _;
 use tabbify_api::auth::issue::API_AUDIENCE;
 use tabbify_auth::{Auth, Keys, bootstrap};
 use tabbify_log::RemoteLog;
-use tabbify_process::connect::UnixSocket;
 use tabbify_process::{Clock, SystemClock, Tasks, files};
 use tabbify_token::{Claims, Kind, PlatformId, Signer};
 use tabbify_types::{EventId, Tenant, Timestamp};
@@ -18,7 +17,7 @@ use tabbify_types::{EventId, Tenant, Timestamp};
 use crate::authorize::ROLES;
 use crate::data_dir::DataDir;
 use crate::role;
-use crate::substrate::{LOG_SOCKET, Substrate};
+use crate::substrate::{Substrate, log_socket};
 
 /// Life of the token with which this command itself goes to the log.
 const OWN_LIFE: Duration = Duration::from_secs(60);
@@ -72,12 +71,13 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let keys = Keys::open(&data.keys())?;
     let tasks = Tasks::new();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let socket = UnixSocket {
-        directory: data.path().to_path_buf(),
-        name: LOG_SOCKET.to_owned(),
-    };
     let own = own_token(&keys, clock.now())?;
-    let log = RemoteLog::connect(Arc::new(socket), Arc::new(move || own.clone()), &tasks).await?;
+    let log = RemoteLog::connect(
+        Arc::new(log_socket(&data)),
+        Arc::new(move || own.clone()),
+        &tasks,
+    )
+    .await?;
     let auth = Auth::start(Arc::new(log), &keys, clock, &tasks).await?;
     let issued = auth.service_token(&role, &[], API_AUDIENCE).await?;
     let path = data.token(&role);
