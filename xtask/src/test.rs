@@ -13,20 +13,32 @@ const WASM_PACKAGES: [&str; 6] = [
     "testing/fixtures/wasm/no-handler",
 ];
 
+/// What makes clippy the compiler of our own crates: one pass lints and builds, so that nothing we
+/// depend on is checked for the one and compiled once more for the other, which takes minutes. Every
+/// step has it, for theirs to be the same artifacts; as an option, since a variable would reach the
+/// builds of apps that tests start.
+const CLIPPY: &str = r#"--config=build.rustc-workspace-wrapper="clippy-driver""#;
+/// Its lints are errors.
+const STRICT: (&str, &str) = ("CLIPPY_ARGS", "-D__CLIPPY_HACKERY__warnings");
+
 /// `cargo xtask check`.
 pub(crate) fn check() -> anyhow::Result<()> {
     format()?;
-    lint()?;
-    step(&[
-        "cargo",
-        "nextest",
-        "run",
-        "--workspace",
-        "--lib",
-        "--bins",
-        "--test",
-        "tidy",
-    ])
+    build()?;
+    step_with(
+        &[
+            "cargo",
+            "nextest",
+            "run",
+            CLIPPY,
+            "--workspace",
+            "--lib",
+            "--bins",
+            "--test",
+            "tidy",
+        ],
+        &[STRICT],
+    )
 }
 
 /// `cargo xtask test`.
@@ -47,27 +59,36 @@ pub(crate) fn test(long: bool) -> anyhow::Result<()> {
         "sources",
     ])?;
     step(&["cargo-machete"])?;
-    lint()?;
-    // Everything in one go: with the same features as the tests, so that no dependency is built
-    // twice, and with the programs that the end-to-end tests start.
-    step(&["cargo", "build", "--workspace", "--all-targets"])?;
+    build()?;
     let length = if long { "long" } else { "bounded" };
-    step_with(
-        &["cargo", "nextest", "run", "--workspace", "--no-fail-fast"],
-        &[("TABBIFY_TEST_LENGTH", length)],
-    )?;
-    step(&["cargo", "test", "--workspace", "--doc", "--quiet"])?;
+    let length = [STRICT, ("TABBIFY_TEST_LENGTH", length)];
     step_with(
         &[
             "cargo",
             "nextest",
             "run",
+            CLIPPY,
+            "--workspace",
+            "--no-fail-fast",
+        ],
+        &length,
+    )?;
+    step_with(
+        &["cargo", "test", CLIPPY, "--workspace", "--doc", "--quiet"],
+        &[STRICT],
+    )?;
+    step_with(
+        &[
+            "cargo",
+            "nextest",
+            "run",
+            CLIPPY,
             "--workspace",
             "--profile",
             "e2e",
             "--no-fail-fast",
         ],
-        &[("TABBIFY_TEST_LENGTH", length)],
+        &length,
     )
 }
 
@@ -80,14 +101,11 @@ fn format() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn lint() -> anyhow::Result<()> {
-    step(&[
-        "cargo",
-        "clippy",
-        "--workspace",
-        "--all-targets",
-        "--",
-        "-D",
-        "warnings",
-    ])
+/// Lints and builds everything in one go: with the same features as the tests, so that no dependency
+/// is built twice, and with the programs that the end-to-end tests start.
+fn build() -> anyhow::Result<()> {
+    step_with(
+        &["cargo", "build", CLIPPY, "--workspace", "--all-targets"],
+        &[STRICT],
+    )
 }
