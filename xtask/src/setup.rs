@@ -60,6 +60,13 @@ pub(crate) fn postgresql() {
     }
 }
 
+/// What makes the networks of the mesh's tests. Without it they say that they did not run.
+pub(crate) fn networks() {
+    if let Err(error) = programs(&[("ip", "iproute2"), ("nft", "nftables")]) {
+        println!("the tests of the mesh behind NATs will not run: {error:#}");
+    }
+}
+
 /// Programs that are looked for and installed with their packages if they are missing.
 pub(crate) fn programs(wanted: &[(&str, &str)]) -> anyhow::Result<()> {
     let missing = wanted

@@ -47,6 +47,7 @@ pub(crate) fn test(long: bool) -> anyhow::Result<()> {
     setup::wasm_target()?;
     setup::tools()?;
     setup::postgresql();
+    setup::networks();
     format()?;
     step(&[
         "cargo",

@@ -5,6 +5,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use crate::PrivateKey;
+use crate::relay::RelayServer;
 
 /// Largest inner packet, in bytes: 1500 less the headers of IPv6, UDP and WireGuard.
 pub(crate) const MTU: u16 = 1420;
@@ -18,6 +19,14 @@ pub struct Config {
     pub addresses: Vec<Ipv6Addr>,
     /// Where to bind the UDP socket; port 0 takes a free one.
     pub underlay: SocketAddr,
+    /// Relays to be reachable through, best first; at most four are used. Peers must use one of
+    /// them, too.
+    pub relays: Vec<RelayServer>,
+    /// STUN servers that tell where we are seen, beside the relays; two at different addresses show
+    /// how hard our NAT is.
+    pub stun: Vec<SocketAddr>,
+    /// Ask the NAT for a port (PCP, NAT-PMP).
+    pub ask_nat: bool,
     /// Which TCP/IP stack serves it.
     pub stack: StackChoice,
     /// Limits.
@@ -32,6 +41,9 @@ impl Config {
             key,
             addresses,
             underlay,
+            relays: Vec::new(),
+            stun: Vec::new(),
+            ask_nat: false,
             stack: StackChoice::default(),
             limits: Limits::default(),
         }

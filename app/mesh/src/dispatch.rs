@@ -1,7 +1,7 @@
 //! From the UDP socket to the peers: one task reads and only looks at what kind of message it is;
 //! another, behind a bounded queue, does the work that strangers can cause.
 
-use std::net::SocketAddr;
+use std::io::IoSlice;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,9 +17,11 @@ use tabbify_types::MeshKey;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::endpoint::Endpoint;
-use crate::peer::send_all;
+use crate::path::{self, Hint, PROBE, Path};
+use crate::peer::note_sent;
 use crate::stats::{add, count};
-use crate::underlay::Arrivals;
+use crate::survey;
+use crate::underlay::{Opened, TRAIN_ROOM};
 
 /// LIMIT: handshake messages that wait to be verified.
 pub(crate) const HANDSHAKES_WAITING_MAX: usize = 256;
@@ -30,7 +32,7 @@ const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 /// messages.
 pub(crate) const ERRORS_MAX: usize = 1000;
 
-pub(crate) type Handshake = (SocketAddr, Packet);
+pub(crate) type Handshake = (Path, Packet);
 
 /// What a datagram claims to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +43,10 @@ pub(crate) enum Message {
     Cookie(u32),
     /// For the session with this index.
     Data(u32),
+    /// Of a path agent, for the session whose peer it is known by.
+    Probe(Hint),
+    /// Perhaps of a STUN server or the NAT.
+    Answer,
     Malformed,
 }
 
@@ -55,23 +61,40 @@ pub(crate) fn classify(bytes: &[u8]) -> Message {
         (Some(1), 148) | (Some(2), 92) => Message::Handshake,
         (Some(3), 64) => index(4).map_or(Message::Malformed, Message::Cookie),
         (Some(4), 32..) => index(4).map_or(Message::Malformed, Message::Data),
+        (Some(&PROBE), _) => path::hint(bytes).map_or(Message::Malformed, Message::Probe),
+        // PCP, NAT-PMP and STUN: they are told apart by who was asked what.
+        (Some(0..=2), ..=548) if bytes.get(1).is_some_and(|kind| *kind != 0) => Message::Answer,
         _ => Message::Malformed,
     }
 }
 
 /// Reads datagrams until the endpoint stops, or the socket is broken.
 pub(crate) async fn read(endpoint: Arc<Endpoint>, handshakes: mpsc::Sender<Handshake>) {
-    let mut arrivals = Arrivals::new();
+    let Some(watched) = &endpoint.watched else {
+        return;
+    };
+    let mut room = vec![0; TRAIN_ROOM];
     let mut errors = 0;
     while errors < ERRORS_MAX {
         let received = tokio::select! {
-            received = endpoint.underlay.receive(&mut arrivals) => received,
+            received = watched.receive(&mut room) => received,
             () = endpoint.stop.cancelled() => return,
         };
         match received {
-            Ok(from) => {
+            Ok(train) => {
                 errors = 0;
-                sort(&endpoint, &handshakes, from, &arrivals);
+                if train.len == 0 {
+                    count(&endpoint.ours.counters.datagrams_in);
+                    count(&endpoint.ours.counters.dropped_malformed);
+                }
+                for datagram in room[..train.len].chunks(train.segment) {
+                    note_arrival(&endpoint, datagram.len());
+                    if let Opened::Datagram(path, at) = endpoint.underlay.open(train.from, datagram)
+                    {
+                        let packet = Packet::from_bytes(BytesMut::from(&datagram[at..]));
+                        sort(&endpoint, &handshakes, path, packet);
+                    }
+                }
             }
             Err(error) => {
                 errors += 1;
@@ -82,32 +105,46 @@ pub(crate) async fn read(endpoint: Arc<Endpoint>, handshakes: mpsc::Sender<Hands
     tracing::error!("the WireGuard socket is broken");
 }
 
-fn sort(
+/// Takes what does not come through the socket.
+pub(crate) fn take(
     endpoint: &Endpoint,
     handshakes: &mpsc::Sender<Handshake>,
-    from: SocketAddr,
-    arrivals: &Arrivals,
+    path: Path,
+    datagram: BytesMut,
+) {
+    note_arrival(endpoint, datagram.len());
+    sort(endpoint, handshakes, path, Packet::from_bytes(datagram));
+}
+
+pub(crate) fn note_arrival(endpoint: &Endpoint, bytes: usize) {
+    count(&endpoint.ours.counters.datagrams_in);
+    add(&endpoint.ours.counters.bytes_in, bytes as u64);
+}
+
+/// Hands a datagram to who is to have it.
+pub(crate) fn sort(
+    endpoint: &Endpoint,
+    handshakes: &mpsc::Sender<Handshake>,
+    path: Path,
+    datagram: Packet,
 ) {
     let counters = &endpoint.ours.counters;
-    if arrivals.is_empty() {
-        count(&counters.datagrams_in);
-        count(&counters.dropped_malformed);
+    if path.is_relayed() {
+        count(&counters.relayed_in);
     }
-    for datagram in arrivals.datagrams() {
-        count(&counters.datagrams_in);
-        add(&counters.bytes_in, datagram.len() as u64);
-        let packet = || Packet::from_bytes(BytesMut::from(datagram));
-        match classify(datagram) {
-            Message::Cookie(index) | Message::Data(index) => {
-                endpoint.deliver(index, from, packet());
+    match classify(&datagram) {
+        Message::Cookie(index) | Message::Data(index) => endpoint.deliver(index, path, datagram),
+        Message::Handshake => {
+            if handshakes.try_send((path, datagram)).is_err() {
+                count(&counters.dropped_overload);
             }
-            Message::Handshake => {
-                if handshakes.try_send((from, packet())).is_err() {
-                    count(&counters.dropped_overload);
-                }
-            }
-            Message::Malformed => count(&counters.dropped_malformed),
         }
+        Message::Probe(hint) => endpoint.deliver_probe(hint, path, datagram),
+        Message::Answer => match path {
+            Path::Direct(from) if survey::hear(endpoint, from, &datagram) => {}
+            _ => count(&counters.dropped_malformed),
+        },
+        Message::Malformed => count(&counters.dropped_malformed),
     }
 }
 
@@ -121,7 +158,7 @@ pub(crate) async fn verify(endpoint: Arc<Endpoint>, mut handshakes: mpsc::Receiv
             () = endpoint.stop.cancelled() => return,
         };
         endpoint.ours.limiter.try_reset_count();
-        match endpoint.ours.limiter.verify_packet(from, packet) {
+        match endpoint.ours.limiter.verify_packet(from.stand_in(), packet) {
             Ok(WgKind::HandshakeInit(initiation)) => {
                 match Arc::clone(&lookups).try_acquire_owned() {
                     Ok(permit) => look_up(&endpoint, from, initiation, permit),
@@ -134,7 +171,11 @@ pub(crate) async fn verify(endpoint: Arc<Endpoint>, mut handshakes: mpsc::Receiv
             Ok(WgKind::CookieReply(_) | WgKind::Data(_)) => count(&counters.dropped_malformed),
             Err(TunnResult::WriteToNetwork(cookie)) => {
                 count(&counters.dropped_rate_limited);
-                send_all(&[(from, cookie.into())], &mut Vec::new(), &endpoint).await;
+                let cookie = Packet::from(cookie);
+                let sent = endpoint
+                    .send(from, &[IoSlice::new(&cookie)], cookie.len())
+                    .await;
+                note_sent(counters, from, 1, sent);
             }
             Err(TunnResult::Err(WireGuardError::InvalidPacket)) => {
                 count(&counters.dropped_malformed);
@@ -146,7 +187,7 @@ pub(crate) async fn verify(endpoint: Arc<Endpoint>, mut handshakes: mpsc::Receiv
 
 fn look_up(
     endpoint: &Arc<Endpoint>,
-    from: SocketAddr,
+    from: Path,
     initiation: Packet<WgHandshakeInit>,
     permit: OwnedSemaphorePermit,
 ) {
@@ -215,7 +256,8 @@ mod tests {
             let mut bytes = vec![kind];
             bytes.extend(rest);
             let known = Packet::from_bytes(BytesMut::from(&bytes[..])).try_into_wg().is_ok();
-            prop_assert_eq!(classify(&bytes) != Message::Malformed, known);
+            let taken = !matches!(classify(&bytes), Message::Malformed | Message::Answer);
+            prop_assert_eq!(taken, known);
         }
     }
 }

@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::io::IoSlice;
 use std::net::{SocketAddr, SocketAddrV6};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -11,22 +12,32 @@ use gotatun::packet::{Packet, WgKind};
 use tabbify_api::mesh::{PeerRecord, Resolver};
 use tabbify_process::{Importance, Tasks};
 use tabbify_types::MeshKey;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::DialError;
 use crate::kernel::{Alias, Kernel};
 use crate::listener::Listeners;
+use crate::path::{Discovery, Hint, Path};
 use crate::peer::{Epoch, Peer, send_all};
 use crate::session::{Ours, Outbox, Session};
 use crate::stack::ConnectError;
 use crate::stats::count;
-use crate::underlay::Underlay;
+use crate::status::PeerStatus;
+use crate::underlay::{Sent, Underlay, Watched, send_now};
 
 pub(crate) struct Endpoint {
     pub(crate) ours: Ours,
     pub(crate) public: MeshKey,
-    pub(crate) underlay: Underlay,
+    pub(crate) underlay: Arc<dyn Underlay>,
+    /// Set if the runtime waits for the underlay, not a thread of its own: that would be woken for
+    /// every train, for nothing.
+    pub(crate) watched: Option<Watched>,
+    /// Where we may be reached from outside.
+    pub(crate) candidates: watch::Sender<Vec<SocketAddr>>,
+    discovery: Mutex<Discovery>,
+    /// Asks the NAT for a port.
+    pub(crate) asks_nat: bool,
     /// Set if the kernel's stack is in use.
     pub(crate) kernel: Option<Kernel>,
     pub(crate) resolver: Arc<dyn Resolver>,
@@ -39,12 +50,15 @@ pub(crate) struct Endpoint {
     pub(crate) quiet: Notify,
     peers: Mutex<HashMap<MeshKey, Arc<Peer>>>,
     routes: RwLock<HashMap<u32, Arc<Peer>>>,
+    hints: RwLock<HashMap<Hint, Arc<Peer>>>,
 }
 
 impl Endpoint {
     pub(crate) fn new(
         ours: Ours,
-        underlay: Underlay,
+        underlay: Arc<dyn Underlay>,
+        watched: Option<Watched>,
+        (discovery, asks_nat): (Discovery, bool),
         kernel: Option<Kernel>,
         resolver: Arc<dyn Resolver>,
         tasks: Tasks,
@@ -53,6 +67,10 @@ impl Endpoint {
             public: ours.key.public(),
             ours,
             underlay,
+            watched,
+            candidates: watch::Sender::default(),
+            discovery: Mutex::new(discovery),
+            asks_nat,
             kernel,
             resolver,
             tasks,
@@ -62,6 +80,7 @@ impl Endpoint {
             quiet: Notify::new(),
             peers: Mutex::default(),
             routes: RwLock::default(),
+            hints: RwLock::default(),
         }
     }
 
@@ -129,12 +148,7 @@ impl Endpoint {
     }
 
     /// Lets the peer of `record` in, whose initiation this is.
-    pub(crate) fn admit(
-        self: &Arc<Self>,
-        record: &PeerRecord,
-        from: SocketAddr,
-        initiation: WgKind,
-    ) {
+    pub(crate) fn admit(self: &Arc<Self>, record: &PeerRecord, from: Path, initiation: WgKind) {
         let counters = &self.ours.counters;
         let mut peers = self.peers();
         if self.stop.is_cancelled() {
@@ -166,7 +180,7 @@ impl Endpoint {
     }
 
     /// Takes the initiation of a peer that has a session already.
-    pub(crate) fn readmit(&self, key: MeshKey, from: SocketAddr, initiation: Packet) {
+    pub(crate) fn readmit(&self, key: MeshKey, from: Path, initiation: Packet) {
         let peer = self.peers().get(&key).cloned();
         if !peer.is_some_and(|peer| peer.deliver(from, initiation)) {
             count(&self.ours.counters.dropped_unknown_key);
@@ -209,6 +223,16 @@ impl Endpoint {
         }
         let mut routes = self.routes.write().unwrap_or_else(PoisonError::into_inner);
         routes.retain(|_, to| !Arc::ptr_eq(to, peer));
+        drop(routes);
+        let mut hints = self.hints.write().unwrap_or_else(PoisonError::into_inner);
+        if hints
+            .get(&peer.hint)
+            .is_some_and(|known| Arc::ptr_eq(known, peer))
+        {
+            hints.remove(&peer.hint);
+        }
+        drop(hints);
+        self.underlay.release(peer.spares, &[]);
     }
 
     /// Directs datagrams with these receiver indices to `peer`.
@@ -223,13 +247,56 @@ impl Endpoint {
     }
 
     /// Hands a datagram to the session with this receiver index.
-    pub(crate) fn deliver(&self, index: u32, from: SocketAddr, datagram: Packet) {
+    pub(crate) fn deliver(&self, index: u32, from: Path, datagram: Packet) {
         let routes = self.routes.read().unwrap_or_else(PoisonError::into_inner);
         match routes.get(&index) {
             Some(peer) if peer.deliver(from, datagram) => {}
             Some(_) => count(&self.ours.counters.dropped_overload),
             None => count(&self.ours.counters.dropped_unknown_session),
         }
+    }
+
+    /// Hands a probe to the session whose peer it is known by.
+    pub(crate) fn deliver_probe(&self, hint: Hint, from: Path, probe: Packet) {
+        let hints = self.hints.read().unwrap_or_else(PoisonError::into_inner);
+        match hints.get(&hint) {
+            Some(peer) if peer.deliver(from, probe) => {}
+            Some(_) => count(&self.ours.counters.dropped_overload),
+            None => count(&self.ours.counters.dropped_probe),
+        }
+    }
+
+    /// Sends datagrams of `segment` bytes, the last may be shorter.
+    pub(crate) async fn send(&self, path: Path, train: &[IoSlice<'_>], segment: usize) -> Sent {
+        match &self.watched {
+            Some(watched) => watched.send(path, train, segment).await,
+            // A task must not wait for the thread's socket.
+            None => send_now(&*self.underlay, path, train, segment, 0),
+        }
+    }
+
+    /// Works on what is known about our own addresses.
+    pub(crate) fn discovery(&self) -> MutexGuard<'_, Discovery> {
+        self.discovery
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All sessions look at their paths.
+    pub(crate) fn kick_all(&self) {
+        for peer in self.peers().values() {
+            peer.kick();
+        }
+    }
+
+    /// Which peer is on which path, by key.
+    pub(crate) fn statuses(&self) -> Vec<PeerStatus> {
+        let peers: Vec<_> = self.peers().values().cloned().collect();
+        let now = self.epoch.now();
+        peers
+            .iter()
+            .map(|peer| peer.session().status(peer.key, now))
+            .collect()
     }
 
     /// The session with this receiver index.
@@ -256,13 +323,16 @@ impl Endpoint {
             kernel.add(link, &peer);
         }
         peers.insert(key, Arc::clone(&peer));
+        let mut hints = self.hints.write().unwrap_or_else(PoisonError::into_inner);
+        hints.insert(peer.hint, Arc::clone(&peer));
+        drop(hints);
         let (task, endpoint) = (Arc::clone(&peer), Arc::clone(self));
         // It outlives the request that dialed first, and so has a span of its own.
         let _entered = tracing::debug_span!(parent: None, "session", peer = %key).entered();
         self.tasks
             .spawn("mesh-peer", Importance::Detached, async move {
                 endpoint.route(&first.indices, &task);
-                send_all(&first.datagrams, &mut Vec::new(), &endpoint).await;
+                send_all(&first.datagrams, &endpoint).await;
                 task.run(endpoint).await;
             });
         peer

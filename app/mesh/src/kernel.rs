@@ -28,6 +28,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use gotatun::packet::Packet;
 use rustix::event::{EventfdFlags, eventfd};
 use tabbify_process::Importance;
 use tokio::sync::{mpsc, oneshot};
@@ -42,6 +43,7 @@ use pump::Pump;
 use crate::dispatch::Handshake;
 use crate::endpoint::Endpoint;
 use crate::peer::Peer;
+use crate::stats::Counters;
 
 /// What the endpoint keeps of it.
 pub(crate) struct Kernel {
@@ -50,22 +52,24 @@ pub(crate) struct Kernel {
     /// Sessions by the number in their aliases; as many as there are peers.
     links: RwLock<HashMap<u64, Arc<Peer>>>,
     next: AtomicU64,
+    /// The device, until the endpoint stops.
+    tun: RwLock<Option<Arc<OwnedFd>>>,
 }
 
 impl Kernel {
-    /// Makes a namespace with these addresses; the device is for [`start`].
+    /// Makes a namespace with these addresses.
     pub(crate) fn open(
         addresses: Arc<[Ipv6Addr]>,
         buffer_bytes: usize,
-    ) -> Result<(Self, OwnedFd), NamespaceError> {
+    ) -> Result<Self, NamespaceError> {
         let namespace = Namespace::open(addresses, buffer_bytes)?;
-        let kernel = Self {
+        Ok(Self {
             sockets: namespace.sockets,
             rootless: namespace.rootless,
             links: RwLock::default(),
             next: AtomicU64::new(0),
-        };
-        Ok((kernel, namespace.tun))
+            tun: RwLock::new(Some(Arc::new(namespace.tun))),
+        })
     }
 
     /// A link with a number that no other had.
@@ -83,6 +87,29 @@ impl Kernel {
         links.remove(&number);
     }
 
+    fn tun(&self) -> Option<Arc<OwnedFd>> {
+        let tun = self.tun.read().unwrap_or_else(PoisonError::into_inner);
+        tun.clone()
+    }
+
+    /// Gives packets to the namespace that did not come through the socket.
+    pub(crate) fn write(&self, packets: &mut [Packet], counters: &Counters) {
+        if packets.is_empty() {
+            return;
+        }
+        if let Some(tun) = self.tun() {
+            pump::write(&tun, packets, counters);
+        }
+    }
+
+    fn close(&self) {
+        self.sockets.close();
+        self.tun
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+    }
+
     pub(crate) fn linked(&self, alias: Alias) -> Option<Arc<Peer>> {
         let links = self.links.read().unwrap_or_else(PoisonError::into_inner);
         links.get(&alias.link).cloned()
@@ -92,9 +119,10 @@ impl Kernel {
 /// Starts the thread and the task that speaks for it.
 pub(crate) fn start(
     endpoint: &Arc<Endpoint>,
-    tun: OwnedFd,
     handshakes: mpsc::Sender<Handshake>,
 ) -> std::io::Result<()> {
+    let tun = endpoint.kernel.as_ref().and_then(Kernel::tun);
+    let tun = tun.ok_or(std::io::ErrorKind::NotConnected)?;
     let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
     let pump = Pump::new(Arc::clone(endpoint), tun, Arc::clone(&stop), handshakes);
     let (alive, ended) = oneshot::channel::<()>();
@@ -131,7 +159,7 @@ impl Drop for Stops {
         self.endpoint.stop.cancel();
         let _ = rustix::io::write(&*self.event, &1_u64.to_ne_bytes());
         if let Some(kernel) = &self.endpoint.kernel {
-            kernel.sockets.close();
+            kernel.close();
         }
     }
 }

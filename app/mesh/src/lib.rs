@@ -18,16 +18,18 @@
 //! ```
 //!
 //! Tasks: `mesh-read` and `mesh-verify` (essential), one `mesh-peer` per session, `mesh-lookup` per
-//! handshake that a peer begins (at most 64). Channels: the queue of handshakes, one inbox per peer,
-//! one backlog per listener; all bounded. With the kernel's stack two threads, `mesh-data` and
-//! `mesh-netns`, which end with the endpoint.
+//! handshake that a peer begins (at most 64), `mesh-survey` for our own addresses, `mesh-relay` per
+//! relay (at most 4), `mesh-spare` per spare socket (at most 512). Channels: the queue of handshakes,
+//! one inbox per peer, one queue per relay over TLS, one backlog per listener; all bounded. With the
+//! kernel's stack two threads, `mesh-data` and `mesh-netns`, which end with the endpoint.
 //!
 //! Invariants:
 //! 1. A peer has a session only if the [`Resolver`](tabbify_api::mesh::Resolver) knows its key; it is
 //!    asked again at every handshake that the peer begins.
 //! 2. An inner packet reaches the stack only if its source is an address that its sender owns and its
 //!    destination is ours.
-//! 3. Where a peer is, is learned only from authenticated data that cannot be a replay.
+//! 3. Where a peer is, is learned only from authenticated data that cannot be a replay; a path that
+//!    was proven is left only for one that is proven too, or when it is lost.
 //! 4. A connection stays with the key that it began with: an app's address may move, its connections
 //!    do not.
 //! 5. No queue, buffer, timeout or table is without a limit, see [`Limits`].
@@ -35,7 +37,10 @@
 //! The resolver must name all inner addresses of a peer in every record of it: the last record is
 //! what incoming packets are checked against.
 //!
-//! First form: direct paths only. The path agent and the relay are to come.
+//! Which way datagrams take is decided per peer by a path agent (`path`), and what a way is made of
+//! (the socket, spare sockets, relays over UDP and TLS) is the `underlay`'s affair: see
+//! `docs/protocols/path.md` and `docs/protocols/relay.md`. The relay itself is [`Relay`], a library
+//! over sockets that are given.
 
 mod acknowledged;
 mod config;
@@ -48,11 +53,17 @@ mod key;
 mod listener;
 mod mesh;
 mod packet;
+mod path;
 mod peer;
+mod portmap;
+mod relay;
 mod session;
 mod stack;
 mod stats;
+mod status;
 mod stream;
+mod stun;
+mod survey;
 mod underlay;
 
 pub use config::{Config, Limits, StackChoice, StackInUse};
@@ -61,5 +72,8 @@ pub use kernel::NamespaceError;
 pub use key::{KeyError, PrivateKey};
 pub use listener::{Incoming, Listener};
 pub use mesh::Mesh;
+pub use path::{Candidate, CandidateKind, Path, TAG_LEN, Tag};
+pub use relay::{Relay, RelayError, RelayLimits, RelayServer, RelayStats, RelayTls};
 pub use stats::Stats;
+pub use status::PeerStatus;
 pub use stream::Stream;

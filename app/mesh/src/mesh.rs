@@ -2,7 +2,7 @@
 
 use std::future::poll_fn;
 use std::net::{SocketAddr, SocketAddrV6};
-use std::os::fd::OwnedFd;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,20 +11,24 @@ use gotatun::noise::rate_limiter::RateLimiter;
 use gotatun::x25519::PublicKey;
 use rustix::process::{Resource, getrlimit};
 use tabbify_api::mesh::{PeerRecord, ResolveError, Resolver};
+use tabbify_process::clock::{Clock as _, SystemClock};
 use tabbify_process::{Importance, Tasks};
 use tabbify_types::MeshKey;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout_at};
 
-use crate::dispatch::{self, HANDSHAKES_WAITING_MAX};
+use crate::dispatch::{self, HANDSHAKES_WAITING_MAX, Handshake};
 use crate::endpoint::Endpoint;
 use crate::kernel::{self, Kernel, KernelStream, Place};
+use crate::path::{Discovery, Surroundings};
 use crate::peer::Peer;
 use crate::session::{Ours, Session};
 use crate::stack::Dialed;
 use crate::stats::{Counters, count};
+use crate::status::PeerStatus;
 use crate::stream::UserStream;
-use crate::underlay::Underlay;
+use crate::survey::survey;
+use crate::underlay::{Inlet, Own, Underlay, Watched};
 use crate::{Config, DialError, Listener, MeshError, StackChoice, StackInUse, Stats, Stream};
 
 /// A dialed peer that has not let anything be heard after this long is asked for new keys: it may
@@ -43,6 +47,7 @@ const SETTLING_MAX: Duration = Duration::from_millis(100);
 pub struct Mesh {
     endpoint: Arc<Endpoint>,
     stack: Arc<StackInUse>,
+    has_relays: bool,
     _alive: Arc<Alive>,
 }
 
@@ -83,25 +88,34 @@ impl Attempt {
 }
 
 /// Opens the kernel's stack, if it is wanted and can be had.
-fn open_stack(
-    choice: StackChoice,
-    ours: &Ours,
-) -> Result<(Option<Kernel>, Option<OwnedFd>, StackInUse), MeshError> {
+fn open_stack(choice: StackChoice, ours: &Ours) -> Result<(Option<Kernel>, StackInUse), MeshError> {
     if choice == StackChoice::Userspace {
         let reason = "configured".to_owned();
-        return Ok((None, None, StackInUse::Userspace { reason }));
+        return Ok((None, StackInUse::Userspace { reason }));
     }
     match Kernel::open(Arc::clone(&ours.addresses), ours.limits.tcp_buffer_bytes) {
-        Ok((kernel, tun)) => {
+        Ok(kernel) => {
             let rootless = kernel.rootless;
-            Ok((Some(kernel), Some(tun), StackInUse::Kernel { rootless }))
+            Ok((Some(kernel), StackInUse::Kernel { rootless }))
         }
         Err(error) if choice == StackChoice::Auto => {
             let reason = tabbify_process::chain(&error).to_string();
-            Ok((None, None, StackInUse::Userspace { reason }))
+            Ok((None, StackInUse::Userspace { reason }))
         }
         Err(error) => Err(MeshError::Kernel(error)),
     }
+}
+
+/// Lets in what comes over relays and spare sockets.
+fn start_underlay(endpoint: &Arc<Endpoint>, handshakes: &mpsc::Sender<Handshake>) {
+    let (weak, handshakes) = (Arc::downgrade(endpoint), handshakes.clone());
+    let inlet: Inlet = Arc::new(move |path, datagram| {
+        if let Some(endpoint) = weak.upgrade() {
+            dispatch::take(&endpoint, &handshakes, path, datagram);
+        }
+    });
+    let underlay = Arc::clone(&endpoint.underlay);
+    underlay.start(inlet, &endpoint.tasks, &endpoint.stop);
 }
 
 impl Mesh {
@@ -126,7 +140,12 @@ impl Mesh {
         }
         let address = config.underlay;
         let bind = |source| MeshError::Bind { address, source };
-        let mut underlay = Underlay::bind(address).map_err(bind)?;
+        let started = SystemClock.now().millis().saturating_mul(1000);
+        let around = Arc::new(Surroundings::new(started));
+        let own = Own::bind(address, &config.key, &config.relays, Arc::clone(&around));
+        let underlay: Arc<dyn Underlay> = Arc::new(own.map_err(bind)?);
+        let relays = config.relays.iter().filter_map(|relay| relay.udp);
+        let servers: Vec<SocketAddr> = config.stun.iter().copied().chain(relays).collect();
         let public = PublicKey::from(config.key.public().0);
         let ours = Ours {
             key: config.key,
@@ -138,19 +157,24 @@ impl Mesh {
             )),
             limits: Arc::new(config.limits),
             counters: Arc::new(Counters::default()),
+            around,
         };
-        let (kernel, tun, stack) = open_stack(config.stack, &ours)?;
-        if kernel.is_none() {
-            underlay = underlay.watched().map_err(bind)?;
-        }
+        let (kernel, stack) = open_stack(config.stack, &ours)?;
+        let watched = match kernel {
+            Some(_) => None,
+            None => Some(Watched::new(Arc::clone(&underlay)).map_err(bind)?),
+        };
         tracing::debug!(%stack, "mesh stack");
         let tasks = tasks.child();
-        let endpoint = Arc::new(Endpoint::new(ours, underlay, kernel, resolver, tasks));
+        let discovery = (Discovery::new(&servers), config.ask_nat);
+        let endpoint = Endpoint::new(ours, underlay, watched, discovery, kernel, resolver, tasks);
+        let endpoint = Arc::new(endpoint);
         // From here on, dropping it ends what was begun.
         let alive = Arc::new(Alive(Arc::clone(&endpoint)));
         let (sender, receiver) = mpsc::channel(HANDSHAKES_WAITING_MAX);
-        if let Some(tun) = tun {
-            kernel::start(&endpoint, tun, sender).map_err(MeshError::Thread)?;
+        start_underlay(&endpoint, &sender);
+        if endpoint.kernel.is_some() {
+            kernel::start(&endpoint, sender).map_err(MeshError::Thread)?;
         } else {
             let read = dispatch::read(Arc::clone(&endpoint), sender);
             endpoint
@@ -161,9 +185,14 @@ impl Mesh {
         endpoint
             .tasks
             .spawn("mesh-verify", Importance::Essential, verify);
+        let survey = survey(Arc::clone(&endpoint));
+        endpoint
+            .tasks
+            .spawn("mesh-survey", Importance::Detached, survey);
         Ok(Self {
             endpoint,
             stack: Arc::new(stack),
+            has_relays: !config.relays.is_empty(),
             _alive: alive,
         })
     }
@@ -186,6 +215,19 @@ impl Mesh {
     /// Those of the operating system.
     pub fn underlay_addr(&self) -> std::io::Result<SocketAddr> {
         self.endpoint.underlay.local_addr()
+    }
+
+    /// Where we may be reached from outside, to be reported to whoever resolves our addresses; best
+    /// first, and again whenever it changes.
+    #[must_use]
+    pub fn candidates(&self) -> watch::Receiver<Vec<SocketAddr>> {
+        self.endpoint.candidates.subscribe()
+    }
+
+    /// The peers with a session, and the path to each.
+    #[must_use]
+    pub fn peers(&self) -> Vec<PeerStatus> {
+        self.endpoint.statuses()
     }
 
     /// The counters.
@@ -215,6 +257,9 @@ impl Mesh {
         let started = Instant::now();
         let deadline = started + self.endpoint.ours.limits.dial_timeout;
         let record = self.resolve(remote, deadline).await?;
+        if record.endpoints.is_empty() {
+            self.await_relay(deadline).await;
+        }
         let since = self.endpoint.epoch.now();
         let (peer, attempt) = self.attempt(&record, remote)?;
         let mut dialed = timeout_at(started + NUDGE, attempt.dialed()).await;
@@ -291,6 +336,17 @@ impl Mesh {
                     limit: limit.and_then(|n| n.try_into().ok()).unwrap_or(usize::MAX),
                 })
             }
+        }
+    }
+
+    /// Waits until one of our relays is connected, if we have any.
+    async fn await_relay(&self, deadline: Instant) {
+        let around = &self.endpoint.ours.around;
+        let mut connected = pin!(around.connected.notified());
+        connected.as_mut().enable();
+        if self.has_relays && around.side().relays.is_empty() {
+            // What comes of it, the attempt shows.
+            let _ = timeout_at(deadline, connected).await;
         }
     }
 

@@ -2,7 +2,7 @@
 //! queue between read and send. Streams work on the session under its lock and kick the task.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::io::IoSlice;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,11 +14,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::endpoint::Endpoint;
 use crate::kernel::Link;
+use crate::path::{self, HINT_LEN, Path};
 use crate::session::{Outbox, Session};
 use crate::stack::ConnId;
-use crate::stats::{add, count};
+use crate::stats::{Counters, add, count};
 use crate::stream::UserStream;
-use crate::underlay::{TRAIN_BYTES_MAX, TRAIN_DATAGRAMS_MAX};
+use crate::underlay::{Sent, TRAIN_BYTES_MAX, TRAIN_DATAGRAMS_MAX};
 use crate::{Incoming, Stream};
 
 /// LIMIT: datagrams that wait for one peer's task, in bytes with their bookkeeping.
@@ -40,7 +41,7 @@ impl Epoch {
         Instant::from_micros(i64::try_from(self.0.elapsed().as_micros()).unwrap_or(i64::MAX))
     }
 
-    fn at(self, instant: Instant) -> tokio::time::Instant {
+    pub(crate) fn at(self, instant: Instant) -> tokio::time::Instant {
         // Rounded up: a timer that fires early would make the task spin until the microsecond ends.
         let micros = u64::try_from(instant.total_micros())
             .unwrap_or(0)
@@ -54,6 +55,10 @@ pub(crate) struct Peer {
     pub(crate) epoch: Epoch,
     /// The number of its link, if the kernel's stack is in use.
     pub(crate) link: Option<u64>,
+    /// What its probes are known by.
+    pub(crate) hint: [u8; HINT_LEN],
+    /// The first number of its spare sockets.
+    pub(crate) spares: u32,
     session: Mutex<Session>,
     inbox: Mutex<Inbox>,
     kick: Notify,
@@ -70,18 +75,21 @@ struct Step {
 
 #[derive(Default)]
 struct Inbox {
-    datagrams: VecDeque<(SocketAddr, Packet)>,
+    datagrams: VecDeque<(Path, Packet)>,
     bytes: usize,
 }
 
 impl Peer {
     pub(crate) fn new(key: MeshKey, epoch: Epoch, session: Session) -> Self {
         let link = session.link.as_ref().map(Link::number);
+        let (hint, spares) = (session.agent.inward_hint(), session.agent.spares());
         let (session, inbox) = (Mutex::new(session), Mutex::default());
         Self {
             key,
             epoch,
             link,
+            hint,
+            spares,
             session,
             inbox,
             kick: Notify::new(),
@@ -106,7 +114,7 @@ impl Peer {
     }
 
     /// Hands a datagram to the task; `false` if its inbox is full.
-    pub(crate) fn deliver(&self, from: SocketAddr, datagram: Packet) -> bool {
+    pub(crate) fn deliver(&self, from: Path, datagram: Packet) -> bool {
         let mut inbox = self.inbox();
         let bytes = datagram.len() + DATAGRAM_OVERHEAD;
         if inbox.bytes + bytes > INBOX_BYTES_MAX {
@@ -123,7 +131,7 @@ impl Peer {
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take(&self, batch: &mut Vec<(SocketAddr, Packet)>) {
+    fn take(&self, batch: &mut Vec<(Path, Packet)>) {
         let mut inbox = self.inbox();
         let n = inbox.datagrams.len().min(BATCH);
         batch.extend(inbox.datagrams.drain(..n));
@@ -141,12 +149,12 @@ impl Peer {
             endpoint: &endpoint,
         };
         tracing::debug!("session begins");
-        let (mut batch, mut train) = (Vec::new(), Vec::new());
+        let mut batch = Vec::new();
         loop {
             self.take(&mut batch);
             let full = batch.len() == BATCH;
             let Step { out, wake, over } = self.step(&mut batch, &endpoint);
-            self.dispatch(out, &mut train, &endpoint).await;
+            self.dispatch(out, &endpoint).await;
             if full || wake <= self.epoch.now() {
                 // More to do, after the others had their turn.
                 tokio::task::consume_budget().await;
@@ -164,11 +172,15 @@ impl Peer {
         }
     }
 
-    fn step(&self, batch: &mut Vec<(SocketAddr, Packet)>, endpoint: &Endpoint) -> Step {
+    fn step(&self, batch: &mut Vec<(Path, Packet)>, endpoint: &Endpoint) -> Step {
         let mut out = Outbox::default();
         let mut session = self.session();
         let now = self.epoch.now();
         for (from, datagram) in batch.drain(..) {
+            if path::hint(&datagram).is_some() {
+                session.probe(from, &datagram, &mut out, now);
+                continue;
+            }
             match datagram.try_into_wg() {
                 Ok(message) => {
                     session.receive(from, message, &endpoint.listeners, &mut out, now);
@@ -187,7 +199,7 @@ impl Peer {
         }
     }
 
-    async fn dispatch(self: &Arc<Self>, out: Outbox, train: &mut Vec<u8>, endpoint: &Endpoint) {
+    async fn dispatch(self: &Arc<Self>, mut out: Outbox, endpoint: &Endpoint) {
         // Before the messages that tell the peer about them.
         endpoint.route(&out.indices, self);
         for (id, seat) in out.accepted {
@@ -196,7 +208,14 @@ impl Peer {
                 seat.send(incoming);
             }
         }
-        send_all(&out.datagrams, train, endpoint).await;
+        if let Some(kernel) = &endpoint.kernel {
+            // What came over a relay, or while the keys were made.
+            kernel.write(&mut out.inner, &endpoint.ours.counters);
+        }
+        send_all(&out.datagrams, endpoint).await;
+        if let Some((first, keep)) = out.release {
+            endpoint.underlay.release(first, &keep);
+        }
     }
 
     fn incoming(self: &Arc<Self>, id: ConnId) -> Option<Incoming> {
@@ -214,41 +233,49 @@ impl Peer {
 }
 
 /// Couples datagrams to trains and sends them.
-pub(crate) async fn send_all(
-    datagrams: &[(SocketAddr, Packet)],
-    train: &mut Vec<u8>,
-    endpoint: &Endpoint,
-) {
+pub(crate) async fn send_all(datagrams: &[(Path, Packet)], endpoint: &Endpoint) {
     let mut rest = datagrams;
-    while let Some(((to, first), _)) = rest.split_first() {
-        let segment = first.len();
-        train.clear();
-        let mut n = 0;
-        for (next, datagram) in rest {
-            let fits = train.len() + datagram.len() <= TRAIN_BYTES_MAX && n < TRAIN_DATAGRAMS_MAX;
-            if next != to || !fits || datagram.len() > segment {
-                break;
-            }
-            train.extend_from_slice(datagram);
-            n += 1;
-            if datagram.len() < segment {
-                break;
-            }
+    while let Some((path, _)) = rest.first() {
+        let train = couple(rest);
+        let slices: Vec<IoSlice<'_>> = train.iter().map(|(_, d)| IoSlice::new(d)).collect();
+        let sent = endpoint.send(*path, &slices, slices[0].len()).await;
+        note_sent(&endpoint.ours.counters, *path, train.len(), sent);
+        rest = &rest[train.len()..];
+    }
+}
+
+/// The first datagrams that can travel as a train, at least one: on one path, of one size but the
+/// last, which may be shorter.
+pub(crate) fn couple(datagrams: &[(Path, Packet)]) -> &[(Path, Packet)] {
+    let Some((path, first)) = datagrams.first() else {
+        return datagrams;
+    };
+    let (segment, mut n, mut bytes) = (first.len(), 0, 0);
+    for (next, datagram) in datagrams {
+        let fits = bytes + datagram.len() <= TRAIN_BYTES_MAX && n < TRAIN_DATAGRAMS_MAX;
+        if next != path || n > 0 && !fits || datagram.len() > segment {
+            break;
         }
-        rest = &rest[n..];
-        let counters = &endpoint.ours.counters;
-        match endpoint.underlay.send(*to, train, segment).await {
-            Ok(()) => {
-                add(&counters.datagrams_out, n as u64);
-                add(&counters.bytes_out, train.len() as u64);
-            }
-            // An earlier ICMP message, a full queue, a missing route: as lossy as the network, so
-            // retransmission and timeouts deal with it.
-            Err(error) => {
-                tracing::trace!(%to, %error, "datagrams not sent");
-                add(&counters.dropped_unsent, n as u64);
-            }
+        bytes += datagram.len();
+        n += 1;
+        if datagram.len() < segment {
+            break;
         }
+    }
+    &datagrams[..n]
+}
+
+/// Counts a train of which this was sent. What was not is as lossy as the network, so retransmission
+/// and timeouts deal with it.
+pub(crate) fn note_sent(counters: &Counters, path: Path, datagrams: usize, sent: Sent) {
+    add(&counters.datagrams_out, sent.datagrams as u64);
+    add(&counters.bytes_out, sent.bytes as u64);
+    add(
+        &counters.dropped_unsent,
+        (datagrams - sent.datagrams) as u64,
+    );
+    if path.is_relayed() {
+        add(&counters.relayed_out, sent.datagrams as u64);
     }
 }
 

@@ -8,7 +8,7 @@
 //!               │ authentic: this is where the peer is        │ no keys: queue, handshake
 //! ```
 
-use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::net::{Ipv6Addr, SocketAddrV6};
 use std::sync::Arc;
 use std::time::Duration as StdDuration;
 
@@ -28,11 +28,11 @@ use crate::PrivateKey;
 use crate::config::{Limits, MTU};
 use crate::kernel::{Alias, Link};
 use crate::packet;
+use crate::path::{Agent, Path, Proof, Surroundings, Wishes};
 use crate::stack::{ConnId, ConnectError, Doors, Seat, Stack};
 use crate::stats::{Counters, count};
+use crate::status::PeerStatus;
 
-/// LIMIT: outer addresses of one peer that are tried.
-const CANDIDATES_MAX: usize = 8;
 /// How often the engine looks at its timers while there is traffic, and otherwise.
 const TICK_HOT: Duration = Duration::from_millis(250);
 const TICK_COLD: Duration = Duration::from_secs(2);
@@ -60,19 +60,22 @@ pub(crate) struct Ours {
     pub(crate) indices: IndexTable,
     pub(crate) limiter: Arc<RateLimiter>,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) around: Arc<Surroundings>,
 }
 
 /// What a session wants done.
 #[derive(Default)]
 pub(crate) struct Outbox {
     /// To be sent, in this order.
-    pub(crate) datagrams: Vec<(SocketAddr, Packet)>,
+    pub(crate) datagrams: Vec<(Path, Packet)>,
     /// Connections that the peer opened.
     pub(crate) accepted: Vec<(ConnId, Seat)>,
     /// Receiver indices that the peer may use from now on.
     pub(crate) indices: Vec<u32>,
     /// For the kernel's stack, from aliases.
     pub(crate) inner: Vec<Packet>,
+    /// Of the spare sockets from this number on, all but these can be closed.
+    pub(crate) release: Option<(u32, Vec<u32>)>,
 }
 
 pub(crate) struct Session {
@@ -84,10 +87,8 @@ pub(crate) struct Session {
     pub(crate) link: Option<Link>,
     /// Inner addresses that the peer may speak from.
     theirs: Vec<Ipv6Addr>,
-    /// Outer addresses that the resolver names, best first.
-    candidates: Vec<SocketAddr>,
-    /// INVARIANT: set only from where authenticated data came.
-    endpoint: Option<SocketAddr>,
+    /// Where the peer is.
+    pub(crate) agent: Agent,
     heard: Option<Instant>,
     /// Since when data is out that nothing came back for.
     unanswered: Option<Instant>,
@@ -129,6 +130,7 @@ impl Session {
             limits.tcp_buffer_bytes,
             now,
         );
+        let agent = ours.around.agent(&ours.key, record.key);
         let mut session = Self {
             ours,
             tunn,
@@ -136,8 +138,7 @@ impl Session {
             stack,
             link: None,
             theirs: Vec::new(),
-            candidates: Vec::new(),
-            endpoint: None,
+            agent,
             heard: None,
             unanswered: None,
             hold: None,
@@ -152,16 +153,7 @@ impl Session {
     /// Takes what the resolver says now.
     pub(crate) fn update(&mut self, record: &PeerRecord, now: Instant) {
         self.theirs.clone_from(&record.addresses);
-        let candidates = &record.endpoints[..record.endpoints.len().min(CANDIDATES_MAX)];
-        // A peer that only calls us has none to tell; that is no news about where it is.
-        if candidates.is_empty() || self.candidates == candidates {
-            return;
-        }
-        self.candidates = candidates.to_vec();
-        if self
-            .endpoint
-            .is_some_and(|endpoint| !candidates.contains(&endpoint))
-        {
+        if self.agent.set_record(&record.endpoints) {
             // Perhaps it was restarted somewhere else and has forgotten our keys: ask everywhere,
             // and do not talk to a grave meanwhile.
             self.hold = Some(now + HOLD);
@@ -196,13 +188,13 @@ impl Session {
 
     /// Whether there is an outer address to send to.
     pub(crate) fn has_target(&self) -> bool {
-        self.endpoint.is_some() || !self.candidates.is_empty()
+        self.agent.has_target()
     }
 
     /// Takes one datagram.
     pub(crate) fn receive(
         &mut self,
-        from: SocketAddr,
+        from: Path,
         message: WgKind,
         doors: &dyn Doors,
         out: &mut Outbox,
@@ -218,13 +210,13 @@ impl Session {
             }
             (Kind::Response, TunnResult::WriteToNetwork(keepalive)) => {
                 count(&self.ours.counters.handshakes);
-                self.heard(from, now);
+                self.heard(from, Proof::Both, out, now);
                 self.hold = None;
                 out.push(from, keepalive);
                 self.send_queued(out, now);
             }
             (_, TunnResult::WriteToTunnel(inner)) => {
-                self.heard(from, now);
+                self.heard(from, Proof::Inward, out, now);
                 self.send_queued(out, now);
                 self.inner(inner, doors, out, now);
             }
@@ -233,12 +225,24 @@ impl Session {
         }
     }
 
+    /// Takes a probe.
+    pub(crate) fn probe(&mut self, from: Path, probe: &[u8], out: &mut Outbox, now: Instant) {
+        let mut wishes = Wishes::default();
+        if !self.agent.probe(from, probe, &mut wishes, now) {
+            count(&self.ours.counters.dropped_probe);
+        }
+        self.grant(wishes, out);
+    }
+
     /// Does what is due, and lets the stack speak. Call it again at once while [`Self::poll_at`] is
     /// not in the future.
     pub(crate) fn poll(&mut self, out: &mut Outbox, now: Instant) {
         if now >= self.tick {
             self.tick(out, now);
         }
+        let mut wishes = Wishes::default();
+        self.agent.poll(&mut wishes, now);
+        self.grant(wishes, out);
         if std::mem::take(&mut self.initiate)
             && let Some(initiation) = self.tunn.format_handshake_initiation(true)
         {
@@ -267,10 +271,14 @@ impl Session {
     pub(crate) fn poll_at(&mut self, now: Instant) -> Instant {
         let stack = self.stack.poll_at(now);
         let held = self.link.as_ref().is_some_and(Link::is_holding);
+        let tick = self
+            .agent
+            .poll_at(now)
+            .map_or(self.tick, |agent| agent.min(self.tick));
         match (self.hold, stack) {
-            (Some(hold), _) if stack.is_some() || held => hold.min(self.tick),
-            (None, Some(stack)) => stack.min(self.tick),
-            (_, _) => self.tick,
+            (Some(hold), _) if stack.is_some() || held => hold.min(tick),
+            (None, Some(stack)) => stack.min(tick),
+            (_, _) => tick,
         }
     }
 
@@ -297,15 +305,47 @@ impl Session {
         self.is_empty() && now >= self.traffic + kept
     }
 
-    fn heard(&mut self, from: SocketAddr, now: Instant) {
+    fn heard(&mut self, from: Path, proof: Proof, out: &mut Outbox, now: Instant) {
         // The last words of an instance that was replaced do not end the wait for its successor.
-        if self.endpoint != Some(from) {
+        if self.agent.current() != Some(from) {
             self.hold = None;
         }
-        self.endpoint = Some(from);
+        let mut wishes = Wishes::default();
+        self.agent.heard(from, proof, &mut wishes, now);
+        self.grant(wishes, out);
         self.heard = Some(now);
         self.unanswered = None;
         self.traffic = now;
+    }
+
+    /// Where the peer is reached.
+    pub(crate) fn status(&self, key: MeshKey, now: Instant) -> PeerStatus {
+        let path = self.agent.current();
+        let why_relayed = match path {
+            None => Some("nothing was heard of it yet"),
+            Some(path) if !path.is_relayed() => None,
+            Some(_) if self.agent.is_hopeless() => {
+                Some("both NATs take another port for every destination")
+            }
+            Some(_) => Some("no direct path is proven yet; it is looked for while there is data"),
+        };
+        PeerStatus {
+            key,
+            path,
+            rtt: self.agent.rtt().map(Into::into),
+            silent: self.heard.map(|heard| (now - heard).into()),
+            changes: self.agent.changes(),
+            why_relayed,
+        }
+    }
+
+    fn grant(&self, wishes: Wishes, out: &mut Outbox) {
+        let probes = wishes.probes.into_iter();
+        let probes = probes.map(|(path, probe)| (path, Packet::copy_from(&probe[..])));
+        out.datagrams.extend(probes);
+        if let Some(keep) = wishes.release {
+            out.release = Some((self.agent.spares(), keep));
+        }
     }
 
     fn inner(&mut self, mut packet: Packet, doors: &dyn Doors, out: &mut Outbox, now: Instant) {
@@ -345,14 +385,14 @@ impl Session {
             return true;
         }
         let tick = self.tick;
-        self.touch(out, now);
+        let woke = self.touch(out, now);
         match self
             .tunn
             .encapsulate_with_session(Packet::from_bytes(packet))
         {
             Ok(message) => {
                 self.send(message.into(), out, now);
-                self.tick != tick
+                woke || self.tick != tick
             }
             Err(packet) => {
                 // It will wait for keys; a copy, so that its buffer can be used again.
@@ -388,14 +428,15 @@ impl Session {
         self.encapsulate(Packet::from_bytes(packet), out, now);
     }
 
-    /// Notes that something is sent.
-    fn touch(&mut self, out: &mut Outbox, now: Instant) {
+    /// Notes that something is sent; whether it is the first for long.
+    fn touch(&mut self, out: &mut Outbox, now: Instant) -> bool {
         if now >= self.traffic + TICK_HOT {
             // The engine's idea of now is that of its last tick.
             self.tick(out, now);
         }
         self.traffic = now;
         self.unanswered.get_or_insert(now);
+        self.agent.sent(now)
     }
 
     fn encapsulate(&mut self, packet: Packet, out: &mut Outbox, now: Instant) {
@@ -416,20 +457,23 @@ impl Session {
 
     fn send(&self, message: WgKind, out: &mut Outbox, now: Instant) {
         if !matches!(message, WgKind::HandshakeInit(_)) {
-            if let Some(to) = self.endpoint.or_else(|| self.candidates.first().copied()) {
-                out.push(to, message);
+            let route = self.agent.route(now);
+            let Some(first) = route.first else { return };
+            out.note(&message);
+            let message = Packet::from(message);
+            if let Some(second) = route.second {
+                out.datagrams
+                    .push((second, Packet::copy_from(&message[..])));
             }
+            out.datagrams.push((first, message));
             return;
         }
         // While the path is good, only there; otherwise wherever the peer may be. It answers the
         // first copy and takes the others for replays.
         let silent = self.unanswered.is_some_and(|since| now >= since + TICK_HOT);
-        let good = self.endpoint.filter(|_| !silent && self.hold.is_none());
-        let others = self
-            .candidates
-            .iter()
-            .filter(|to| good.is_none() && Some(**to) != self.endpoint);
-        let targets: Vec<SocketAddr> = self.endpoint.iter().chain(others).copied().collect();
+        let current = self.agent.current();
+        let good = current.filter(|_| !silent && self.hold.is_none());
+        let targets = good.map_or_else(|| self.agent.everywhere(), |path| vec![path]);
         if let Some((last, first)) = targets.split_last() {
             out.note(&message);
             let message = Packet::from(message);
@@ -455,7 +499,7 @@ impl Session {
 }
 
 impl Outbox {
-    fn push(&mut self, to: SocketAddr, message: WgKind) {
+    fn push(&mut self, to: Path, message: WgKind) {
         self.note(&message);
         self.datagrams.push((to, message.into()));
     }

@@ -38,6 +38,10 @@ counters! {
     datagrams_in,
     /// UDP datagrams sent.
     datagrams_out,
+    /// Of the datagrams received, those that a relay passed on.
+    relayed_in,
+    /// Of the datagrams sent, those to a relay.
+    relayed_out,
     /// Handshakes completed, as either side.
     handshakes,
     /// TCP connections accepted.
@@ -54,6 +58,8 @@ counters! {
     dropped_handshake,
     /// Answered with a cookie instead: too many handshakes from one address.
     dropped_rate_limited,
+    /// Dropped: a probe that does not authenticate, or of nobody we talk to.
+    dropped_probe,
     /// Dropped: a transport message that does not authenticate.
     dropped_forged,
     /// Dropped: a transport message seen before, or too old to tell.

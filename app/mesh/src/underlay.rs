@@ -1,21 +1,31 @@
-//! The UDP socket, and the only file that knows how datagrams travel: a later relay or path agent
-//! takes its place here.
+//! How datagrams travel: the seam between sessions and networks. A session names a [`Path`]; what lies
+//! under it (our own UDP socket, a spare one, a relay over UDP or TLS) is the [`Underlay`]'s affair, so
+//! that a keeper of one port for a whole host can take the place of a socket per endpoint.
 //!
-//! Many datagrams pass in one system call: a *train* is one buffer of datagrams of equal size, of
-//! which the last may be shorter (Linux `UDP_SEGMENT` out, `UDP_GRO` in).
+//! Many datagrams pass in one system call: a *train* is datagrams of equal size, of which the last may
+//! be shorter (Linux `UDP_SEGMENT` out, `UDP_GRO` in).
 
-use std::io::{self, IoSlice, IoSliceMut};
-use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket as StdUdpSocket};
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::fmt;
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
-use nix::errno::Errno;
-use nix::sys::socket::{
-    self, ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, sockopt,
-};
+use bytes::BytesMut;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tabbify_process::Tasks;
 use tokio::io::Interest;
-use tokio::net::UdpSocket;
+use tokio::io::unix::AsyncFd;
+use tokio_util::sync::CancellationToken;
+
+use crate::path::Path;
+
+mod own;
+mod socket;
+mod spares;
+
+pub(crate) use own::Own;
+pub(crate) use socket::Socket;
 
 /// LIMIT: bytes of one train; the largest UDP payload is 65,507.
 pub(crate) const TRAIN_BYTES_MAX: usize = 65_000;
@@ -26,36 +36,55 @@ pub(crate) const TRAIN_ROOM: usize = 65_536;
 /// LIMIT: how long, in milliseconds and each time, a thread waits for room in the socket, and how
 /// often before it drops a train.
 const ROOM_WAIT_MS: u8 = 50;
-const ROOM_WAITS_MAX: usize = 4;
-/// LIMIT: what the kernel may hold for us, each way, if `net.core.{r,w}mem_max` allows it. With the
-/// default of 208 KiB a burst of two connections is lost.
-const SOCKET_BUFFER_BYTES: usize = 4 * 1024 * 1024;
+pub(crate) const ROOM_WAITS_MAX: usize = 4;
 
-#[derive(Debug)]
-pub(crate) struct Underlay {
-    socket: Socket,
-    /// Bound to IPv6, so that IPv4 addresses travel in their mapped form.
-    v6: bool,
-    /// Cleared when the kernel or the device turns out not to cut trains.
-    segments: AtomicBool,
+/// A train that arrived.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Train {
+    pub(crate) from: SocketAddr,
+    pub(crate) len: usize,
+    /// Bytes of each datagram but the last.
+    pub(crate) segment: usize,
 }
 
-/// Who waits for the socket.
-#[derive(Debug)]
-enum Socket {
-    /// The runtime.
-    Watched(UdpSocket),
-    /// A thread of its own: the runtime would be woken for every train, for nothing.
-    Alone(StdUdpSocket),
+/// What a datagram that arrived is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Opened {
+    /// It came on this path; what was sent begins at this byte.
+    Datagram(Path, usize),
+    /// The underlay's own, and done with.
+    Ours,
 }
 
-/// Room for what the kernel says about a train.
-pub(crate) struct Control(Vec<u8>);
+/// Takes datagrams that do not come through the descriptor: each with its path.
+pub(crate) type Inlet = Arc<dyn Fn(Path, BytesMut) + Send + Sync>;
 
-impl Default for Control {
-    fn default() -> Self {
-        Self(nix::cmsg_space!(i32))
-    }
+/// Carries datagrams on paths. Nothing here waits.
+pub(crate) trait Underlay: Send + Sync + fmt::Debug {
+    /// Where the socket is bound.
+    fn local_addr(&self) -> io::Result<SocketAddr>;
+
+    /// Readable when a train is there, writable when there is room for one.
+    fn descriptor(&self) -> BorrowedFd<'_>;
+
+    /// Begins to carry what does not come through the descriptor, until `stop`.
+    fn start(self: Arc<Self>, inlet: Inlet, tasks: &Tasks, stop: &CancellationToken);
+
+    /// Takes a train if one is there.
+    fn try_receive(&self, room: &mut [u8]) -> io::Result<Train>;
+
+    /// Says what a datagram of a train is.
+    fn open(&self, from: SocketAddr, datagram: &[u8]) -> Opened;
+
+    /// Sends datagrams, all of `segment` bytes, the last may be shorter; how many were taken, at
+    /// least one. As lossy as the network.
+    fn try_send(&self, path: Path, datagrams: &[IoSlice<'_>], segment: usize) -> io::Result<usize>;
+
+    /// Closes the spare sockets of the block that begins with `first`, but for these.
+    fn release(&self, first: u32, keep: &[u32]);
+
+    /// Somebody doubts that the relays are there: asks them.
+    fn doubt(&self);
 }
 
 /// What was sent of a train.
@@ -65,330 +94,99 @@ pub(crate) struct Sent {
     pub(crate) bytes: usize,
 }
 
-/// Where [`Underlay::receive`] puts what arrived.
-pub(crate) struct Arrivals {
-    buffer: Box<[u8]>,
-    control: Control,
-    len: usize,
+impl Sent {
+    fn add(&mut self, datagrams: &[IoSlice<'_>]) {
+        self.datagrams += datagrams.len();
+        self.bytes += datagrams
+            .iter()
+            .map(|datagram| datagram.len())
+            .sum::<usize>();
+    }
+}
+
+/// Sends a train, for a thread that may wait so often.
+pub(crate) fn send_now(
+    underlay: &dyn Underlay,
+    path: Path,
+    train: &[IoSlice<'_>],
     segment: usize,
-}
-
-impl Arrivals {
-    pub(crate) fn new() -> Self {
-        Self {
-            buffer: vec![0; TRAIN_ROOM].into_boxed_slice(),
-            control: Control::default(),
-            len: 0,
-            segment: 1,
+    waits: usize,
+) -> Sent {
+    let (mut sent, mut rest, mut waits) = (Sent::default(), train, waits);
+    while !rest.is_empty() {
+        match underlay.try_send(path, rest, segment) {
+            Ok(taken) => {
+                let (done, later) = rest.split_at(taken.clamp(1, rest.len()));
+                sent.add(done);
+                rest = later;
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && waits > 0 => {
+                waits -= 1;
+                let mut fds = [PollFd::from_borrowed_fd(
+                    underlay.descriptor(),
+                    PollFlags::OUT,
+                )];
+                let timeout = Timespec {
+                    tv_sec: 0,
+                    tv_nsec: i64::from(ROOM_WAIT_MS) * 1_000_000,
+                };
+                // Whatever it says, the next attempt shows.
+                let _ = poll(&mut fds, Some(&timeout));
+            }
+            Err(_) => break,
         }
     }
-
-    /// Whether it was a datagram without content.
-    pub(crate) const fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// The datagrams of the train that arrived last.
-    pub(crate) fn datagrams(&self) -> impl Iterator<Item = &[u8]> {
-        self.buffer[..self.len].chunks(self.segment)
-    }
+    sent
 }
 
-impl Underlay {
-    /// The same, for the runtime to wait for.
-    pub(crate) fn watched(mut self) -> io::Result<Self> {
-        if let Socket::Alone(socket) = self.socket {
-            self.socket = Socket::Watched(UdpSocket::from_std(socket)?);
-        }
-        Ok(self)
-    }
+/// A descriptor that the runtime watches: a copy of its own, so that it is open for as long.
+#[expect(unsafe_code, reason = "the runtime must not watch a closed descriptor")]
+pub(crate) fn watch(descriptor: BorrowedFd<'_>) -> io::Result<AsyncFd<OwnedFd>> {
+    let descriptor = descriptor.try_clone_to_owned()?;
+    // SAFETY: an `OwnedFd` names one open descriptor until it is dropped.
+    Ok(unsafe { AsyncFd::register(descriptor) }?)
+}
 
-    /// A socket for a thread that calls [`Self::receive_now`].
-    pub(crate) fn bind(address: SocketAddr) -> io::Result<Self> {
-        let socket = StdUdpSocket::bind(address)?;
-        socket.set_nonblocking(true)?;
-        // All three only make it faster, so that a refusal is no error.
-        let _ = socket::setsockopt(&socket, sockopt::RcvBuf, &SOCKET_BUFFER_BYTES);
-        let _ = socket::setsockopt(&socket, sockopt::SndBuf, &SOCKET_BUFFER_BYTES);
-        let _ = socket::setsockopt(&socket, sockopt::UdpGroSegment, &true);
+/// An underlay that the runtime waits for.
+#[derive(Debug)]
+pub(crate) struct Watched {
+    underlay: Arc<dyn Underlay>,
+    descriptor: AsyncFd<OwnedFd>,
+}
+
+impl Watched {
+    pub(crate) fn new(underlay: Arc<dyn Underlay>) -> io::Result<Self> {
+        let descriptor = watch(underlay.descriptor())?;
         Ok(Self {
-            socket: Socket::Alone(socket),
-            v6: address.is_ipv6(),
-            segments: AtomicBool::new(true),
+            underlay,
+            descriptor,
         })
     }
 
-    pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
-        match &self.socket {
-            Socket::Watched(socket) => socket.local_addr(),
-            Socket::Alone(socket) => socket.local_addr(),
-        }
+    /// Waits for a train.
+    pub(crate) async fn receive(&self, room: &mut [u8]) -> io::Result<Train> {
+        let receive = |_: &OwnedFd| self.underlay.try_receive(room);
+        self.descriptor.async_io(Interest::READABLE, receive).await
     }
 
-    /// Waits for a train; returns who sent it.
-    pub(crate) async fn receive(&self, arrivals: &mut Arrivals) -> io::Result<SocketAddr> {
-        let receive = || {
-            arrivals.len = 0;
-            let (from, len, segment) =
-                self.receive_now(&mut arrivals.buffer, &mut arrivals.control)?;
-            (arrivals.len, arrivals.segment) = (len, segment);
-            Ok(from)
-        };
-        self.when(Interest::READABLE, receive).await
-    }
-
-    /// Does it when the socket is ready; at once, ready or not, if the runtime does not watch it.
-    async fn when<T>(
-        &self,
-        interest: Interest,
-        mut act: impl FnMut() -> io::Result<T>,
-    ) -> io::Result<T> {
-        match &self.socket {
-            Socket::Watched(socket) => socket.async_io(interest, act).await,
-            Socket::Alone(_) => act(),
-        }
-    }
-
-    /// Takes a train if one is there: who sent it, its bytes, those of each datagram but the last. For
-    /// a thread that waits for the socket itself.
-    pub(crate) fn receive_now(
-        &self,
-        buffer: &mut [u8],
-        control: &mut Control,
-    ) -> io::Result<(SocketAddr, usize, usize)> {
-        let mut slices = [IoSliceMut::new(buffer)];
-        let message = socket::recvmsg::<SockaddrStorage>(
-            self.as_fd().as_raw_fd(),
-            &mut slices,
-            Some(&mut control.0),
-            MsgFlags::empty(),
-        )?;
-        let segment = message.cmsgs()?.find_map(|control| match control {
-            ControlMessageOwned::UdpGroSegments(size) => usize::try_from(size).ok(),
-            _ => None,
-        });
-        let from = message.address.and_then(|address| from_storage(&address));
-        let from = from.ok_or(io::ErrorKind::InvalidData)?;
-        Ok((from, message.bytes, segment.unwrap_or(message.bytes).max(1)))
-    }
-
-    /// Sends a train of datagrams of `segment` bytes, waiting while the kernel has no room.
-    pub(crate) async fn send(
-        &self,
-        to: SocketAddr,
-        train: &[u8],
-        segment: usize,
-    ) -> io::Result<()> {
-        if train.len() > segment && self.segments.load(Ordering::Relaxed) {
-            match self.send_one(to, train, Some(segment)).await {
-                Err(error) if self.must_uncouple(&error) => {}
-                result => return result,
-            }
-        }
-        for datagram in train.chunks(segment.max(1)) {
-            self.send_one(to, datagram, None).await?;
-        }
-        Ok(())
-    }
-
-    async fn send_one(
-        &self,
-        to: SocketAddr,
-        bytes: &[u8],
-        segment: Option<usize>,
-    ) -> io::Result<()> {
-        let to = self.storage(to);
-        let send = || self.try_send(&to, &[IoSlice::new(bytes)], segment);
-        self.when(Interest::WRITABLE, send).await
-    }
-
-    /// The same for a thread that may wait, and for datagrams that lie apart: all of `segment` bytes,
-    /// the last may be shorter. Tells how many were sent.
-    pub(crate) fn send_now(&self, to: SocketAddr, train: &[IoSlice<'_>], segment: usize) -> Sent {
-        let to = self.storage(to);
-        let bytes = |datagrams: &[IoSlice<'_>]| datagrams.iter().map(|slice| slice.len()).sum();
-        let all = Sent {
-            datagrams: train.len(),
-            bytes: bytes(train),
-        };
-        if train.len() > 1 && self.segments.load(Ordering::Relaxed) {
-            match self.send_waiting(&to, train, Some(segment)) {
-                Ok(()) => return all,
-                Err(error) if self.must_uncouple(&error) => {}
-                Err(_) => return Sent::default(),
-            }
-        }
-        let mut sent = Sent::default();
-        for datagram in train.chunks(1) {
-            if self.send_waiting(&to, datagram, None).is_ok() {
-                sent.datagrams += 1;
-                sent.bytes += bytes(datagram);
+    /// Sends a train, waiting while there is no room.
+    pub(crate) async fn send(&self, path: Path, train: &[IoSlice<'_>], segment: usize) -> Sent {
+        let (mut sent, mut rest) = (Sent::default(), train);
+        while !rest.is_empty() {
+            let send = |_: &OwnedFd| self.underlay.try_send(path, rest, segment);
+            match self.descriptor.async_io(Interest::WRITABLE, send).await {
+                Ok(taken) => {
+                    let (done, later) = rest.split_at(taken.clamp(1, rest.len()));
+                    sent.add(done);
+                    rest = later;
+                }
+                // An earlier ICMP message, a missing route.
+                Err(error) => {
+                    tracing::trace!(?path, %error, "datagrams not sent");
+                    break;
+                }
             }
         }
         sent
-    }
-
-    fn send_waiting(
-        &self,
-        to: &SockaddrStorage,
-        train: &[IoSlice<'_>],
-        segment: Option<usize>,
-    ) -> io::Result<()> {
-        let mut waits = 0;
-        loop {
-            match self.try_send(to, train, segment) {
-                Err(error)
-                    if error.kind() == io::ErrorKind::WouldBlock && waits < ROOM_WAITS_MAX =>
-                {
-                    waits += 1;
-                    let mut fds = [PollFd::new(self, PollFlags::OUT)];
-                    let timeout = Timespec {
-                        tv_sec: 0,
-                        tv_nsec: i64::from(ROOM_WAIT_MS) * 1_000_000,
-                    };
-                    // Whatever it says, the next attempt shows.
-                    let _ = poll(&mut fds, Some(&timeout));
-                }
-                sent => return sent,
-            }
-        }
-    }
-
-    fn try_send(
-        &self,
-        to: &SockaddrStorage,
-        train: &[IoSlice<'_>],
-        segment: Option<usize>,
-    ) -> io::Result<()> {
-        let segment = segment.and_then(|segment| u16::try_from(segment).ok());
-        let control: Option<[ControlMessage<'_>; 1]> = segment
-            .as_ref()
-            .map(|segment| [ControlMessage::UdpGsoSegments(segment)]);
-        let control = control.as_ref().map_or(&[][..], |control| &control[..]);
-        let fd = self.as_fd().as_raw_fd();
-        socket::sendmsg(fd, train, control, MsgFlags::empty(), Some(to))?;
-        Ok(())
-    }
-
-    fn storage(&self, to: SocketAddr) -> SockaddrStorage {
-        SockaddrStorage::from(match to {
-            SocketAddr::V4(v4) if self.v6 => {
-                SocketAddr::from((v4.ip().to_ipv6_mapped(), v4.port()))
-            }
-            to => to,
-        })
-    }
-
-    /// Whether a train failed where single datagrams would not.
-    fn must_uncouple(&self, error: &io::Error) -> bool {
-        // The path takes no datagrams of this size: alone, each is cut by the kernel.
-        if error.raw_os_error() == Some(Errno::EMSGSIZE as i32) {
-            return true;
-        }
-        let never = means_no_offload(error);
-        if never {
-            tracing::info!(%error, "the kernel does not segment UDP, sending one by one");
-            self.segments.store(false, Ordering::Relaxed);
-        }
-        never
-    }
-}
-
-impl AsFd for Underlay {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match &self.socket {
-            Socket::Watched(socket) => socket.as_fd(),
-            Socket::Alone(socket) => socket.as_fd(),
-        }
-    }
-}
-
-fn means_no_offload(error: &io::Error) -> bool {
-    // EIO: the device computes no checksums; EINVAL and EOPNOTSUPP: the kernel knows no segments.
-    [Errno::EIO, Errno::EINVAL, Errno::EOPNOTSUPP]
-        .iter()
-        .any(|errno| error.raw_os_error() == Some(*errno as i32))
-}
-
-fn from_storage(address: &SockaddrStorage) -> Option<SocketAddr> {
-    if let Some(v4) = address.as_sockaddr_in() {
-        return Some(SocketAddr::V4(SocketAddrV4::from(*v4)));
-    }
-    let v6 = SocketAddrV6::from(*address.as_sockaddr_in6()?);
-    // One peer has one spelling, whatever family our socket has.
-    Some(match v6.ip().to_ipv4_mapped() {
-        Some(v4) => SocketAddr::from((v4, v6.port())),
-        None => SocketAddr::V6(v6),
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn bind(address: SocketAddr) -> io::Result<Underlay> {
-        Underlay::bind(address)?.watched()
-    }
-
-    async fn pass(segments: bool) -> io::Result<Vec<Vec<u8>>> {
-        let (a, b) = (bind(loopback())?, bind(loopback())?);
-        a.segments.store(segments, Ordering::Relaxed);
-        let train: Vec<u8> = (0..=254).cycle().take(20 * 1452 + 100).collect();
-        a.send(b.local_addr()?, &train, 1452).await?;
-        let (mut arrivals, mut got) = (Arrivals::new(), Vec::new());
-        while got.len() < 21 {
-            assert_eq!(b.receive(&mut arrivals).await?, a.local_addr()?);
-            got.extend(arrivals.datagrams().map(<[u8]>::to_vec));
-        }
-        assert_eq!(got.concat(), train);
-        Ok(got)
-    }
-
-    fn loopback() -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], 0))
-    }
-
-    #[tokio::test]
-    async fn trains_are_cut_where_they_were_coupled() {
-        for segments in [true, false] {
-            let lens: Vec<usize> = pass(segments).await.unwrap().iter().map(Vec::len).collect();
-            assert_eq!(lens[..20], [1452; 20]);
-            assert_eq!(lens[20], 100);
-        }
-    }
-
-    #[tokio::test]
-    async fn a_thread_sends_what_lies_apart() {
-        for segments in [true, false] {
-            let (a, b) = (
-                Underlay::bind(loopback()).unwrap(),
-                bind(loopback()).unwrap(),
-            );
-            a.segments.store(segments, Ordering::Relaxed);
-            let datagrams = [vec![1; 100], vec![2; 100], vec![3; 7]];
-            let slices: Vec<IoSlice<'_>> = datagrams.iter().map(|d| IoSlice::new(d)).collect();
-            let sent = a.send_now(b.local_addr().unwrap(), &slices, 100);
-            assert_eq!((sent.datagrams, sent.bytes), (3, 207));
-            let (mut arrivals, mut got) = (Arrivals::new(), Vec::new());
-            while got.len() < 3 {
-                b.receive(&mut arrivals).await.unwrap();
-                got.extend(arrivals.datagrams().map(<[u8]>::to_vec));
-            }
-            assert_eq!(got, datagrams);
-        }
-    }
-
-    #[tokio::test]
-    async fn one_socket_for_both_families() {
-        let both = bind(SocketAddr::from(([0; 16], 0))).unwrap();
-        let v4 = bind(loopback()).unwrap();
-        let port = both.local_addr().unwrap().port();
-        let mut arrivals = Arrivals::new();
-        let to = SocketAddr::from(([127, 0, 0, 1], port));
-        v4.send(to, b"there", 5).await.unwrap();
-        let from = both.receive(&mut arrivals).await.unwrap();
-        assert_eq!(from, v4.local_addr().unwrap());
-        both.send(from, b"back", 4).await.unwrap();
-        assert_eq!(v4.receive(&mut arrivals).await.unwrap(), to);
     }
 }

@@ -8,11 +8,11 @@
 //! Buffers are made once and used again; only the engine allocates per packet.
 
 use std::io::{self, IoSlice};
-use std::net::{Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::net::Ipv6Addr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use bytes::BytesMut;
+use bytes::{Buf as _, BytesMut};
 use gotatun::packet::Packet;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -23,12 +23,13 @@ use super::frame::{self, DESTINATION, SOURCE, Tcp, VNET_LEN};
 use super::merge::{RUN_MAX, run};
 use super::reset::reset;
 use super::split::{ROOM, split};
-use crate::dispatch::{ERRORS_MAX, Handshake, Message, classify};
+use crate::dispatch::{ERRORS_MAX, Handshake, Message, classify, note_arrival, sort};
 use crate::endpoint::Endpoint;
-use crate::peer::Peer;
+use crate::path::Path;
+use crate::peer::{Peer, couple, note_sent};
 use crate::session::Outbox;
 use crate::stats::{Counters, add, count};
-use crate::underlay::{Control, TRAIN_BYTES_MAX, TRAIN_DATAGRAMS_MAX, TRAIN_ROOM};
+use crate::underlay::{Opened, ROOM_WAITS_MAX, TRAIN_DATAGRAMS_MAX, TRAIN_ROOM, send_now};
 
 /// The largest packet that the device gives, with its header.
 const FRAME_LEN_MAX: usize = VNET_LEN + 65_575;
@@ -37,12 +38,11 @@ const INBOX_LEN: usize = 2 * TRAIN_ROOM;
 
 pub(crate) struct Pump {
     endpoint: Arc<Endpoint>,
-    tun: OwnedFd,
+    tun: Arc<OwnedFd>,
     /// Readable when it is to stop.
     stop: Arc<OwnedFd>,
     handshakes: mpsc::Sender<Handshake>,
     inbox: BytesMut,
-    control: Control,
     /// Transport messages of one train with one receiver index.
     batch: Vec<Packet>,
     frame: Box<[u8]>,
@@ -53,7 +53,7 @@ pub(crate) struct Pump {
 impl Pump {
     pub(crate) fn new(
         endpoint: Arc<Endpoint>,
-        tun: OwnedFd,
+        tun: Arc<OwnedFd>,
         stop: Arc<OwnedFd>,
         handshakes: mpsc::Sender<Handshake>,
     ) -> Self {
@@ -63,7 +63,6 @@ impl Pump {
             stop,
             handshakes,
             inbox: BytesMut::zeroed(INBOX_LEN),
-            control: Control::default(),
             batch: Vec::new(),
             frame: vec![0; FRAME_LEN_MAX].into_boxed_slice(),
             room: BytesMut::with_capacity(ROOM),
@@ -100,8 +99,8 @@ impl Pump {
     fn wait(&self) -> io::Result<()> {
         let read = PollFlags::IN;
         let mut fds = [
-            PollFd::from_borrowed_fd(self.endpoint.underlay.as_fd(), read),
-            PollFd::new(&self.tun, read),
+            PollFd::from_borrowed_fd(self.endpoint.underlay.descriptor(), read),
+            PollFd::new(&*self.tun, read),
             PollFd::new(&*self.stop, read),
         ];
         match poll(&mut fds, None) {
@@ -116,47 +115,48 @@ impl Pump {
         let received = self
             .endpoint
             .underlay
-            .receive_now(&mut self.inbox[..TRAIN_ROOM], &mut self.control);
-        let (from, len, segment) = match received {
+            .try_receive(&mut self.inbox[..TRAIN_ROOM]);
+        let received = match received {
             Ok(received) => received,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
             Err(error) => return Err(error),
         };
         let endpoint = Arc::clone(&self.endpoint);
         let counters = &endpoint.ours.counters;
-        if len == 0 {
+        if received.len == 0 {
             count(&counters.datagrams_in);
             count(&counters.dropped_malformed);
         }
-        add(&counters.bytes_in, len as u64);
-        let mut train = self.inbox.split_to(len);
+        let mut train = self.inbox.split_to(received.len);
         let mut batched = None;
         while !train.is_empty() {
-            let datagram = train.split_to(segment.min(train.len()));
-            count(&counters.datagrams_in);
-            let message = classify(&datagram);
-            match message {
-                Message::Data(index) => {
-                    if batched.is_some_and(|batched| batched != index) {
-                        self.deliver(batched, from);
-                    }
-                    batched = Some(index);
-                    self.batch.push(Packet::from_bytes(datagram));
-                }
+            let mut datagram = train.split_to(received.segment.min(train.len()));
+            note_arrival(&endpoint, datagram.len());
+            let Opened::Datagram(path, at) = endpoint.underlay.open(received.from, &datagram)
+            else {
+                continue;
+            };
+            datagram.advance(at);
+            let Message::Data(index) = classify(&datagram) else {
                 // Copied, for it will wait: it must not keep the buffer.
-                Message::Cookie(index) => {
-                    endpoint.deliver(index, from, Packet::copy_from(&datagram[..]));
-                }
-                Message::Handshake => {
-                    let handshake = (from, Packet::copy_from(&datagram[..]));
-                    if self.handshakes.try_send(handshake).is_err() {
-                        count(&counters.dropped_overload);
-                    }
-                }
-                Message::Malformed => count(&counters.dropped_malformed),
+                sort(
+                    &endpoint,
+                    &self.handshakes,
+                    path,
+                    Packet::copy_from(&datagram[..]),
+                );
+                continue;
+            };
+            if path.is_relayed() {
+                count(&counters.relayed_in);
             }
+            if batched != Some((index, path)) {
+                self.deliver(batched);
+            }
+            batched = Some((index, path));
+            self.batch.push(Packet::from_bytes(datagram));
         }
-        self.deliver(batched, from);
+        self.deliver(batched);
         Ok(true)
     }
 
@@ -173,12 +173,16 @@ impl Pump {
         }
     }
 
-    /// Hands the batch to the session with this receiver index, and does what it wants done.
-    fn deliver(&mut self, index: Option<u32>, from: SocketAddr) {
+    /// Hands the batch, which came on this path, to the session with this receiver index, and does
+    /// what it wants done.
+    fn deliver(&mut self, batched: Option<(u32, Path)>) {
+        let Some((index, from)) = batched else {
+            return;
+        };
         let endpoint = Arc::clone(&self.endpoint);
         let counters = &endpoint.ours.counters;
         // Asked for every batch: a session that was forgotten gets nothing more.
-        let Some(peer) = index.and_then(|index| endpoint.routed(index)) else {
+        let Some(peer) = endpoint.routed(index) else {
             add(&counters.dropped_unknown_session, self.batch.len() as u64);
             self.batch.clear();
             return;
@@ -197,39 +201,14 @@ impl Pump {
         drop(session);
         self.settle(&peer);
         let mut inner = std::mem::take(&mut self.out.inner);
-        self.write(&mut inner);
+        write(&self.tun, &mut inner, counters);
         inner.clear();
         self.out.inner = inner;
     }
 
-    /// Writes packets to the device, as few as possible.
-    fn write(&self, packets: &mut [Packet]) {
-        let counters = &self.endpoint.ours.counters;
-        let mut rest = packets;
-        while !rest.is_empty() {
-            let Some(run) = run(rest) else {
-                count(&counters.dropped_inner);
-                rest = &mut rest[1..];
-                continue;
-            };
-            let (now, later) = rest.split_at_mut(run.packets);
-            let mut slices = [IoSlice::new(&[]); RUN_MAX + 1];
-            slices[0] = IoSlice::new(&run.vnet);
-            for (i, packet) in now.iter().enumerate() {
-                let shown = if i == 0 { 0 } else { run.headers };
-                slices[i + 1] = IoSlice::new(&packet[shown..]);
-            }
-            if let Err(error) = rustix::io::writev(&self.tun, &slices[..=run.packets]) {
-                tracing::trace!(%error, "packets not taken by the kernel");
-                add(&counters.dropped_inner, run.packets as u64);
-            }
-            rest = later;
-        }
-    }
-
     /// Carries one packet from the device; whether there was one.
     fn outward(&mut self) -> io::Result<bool> {
-        let len = match rustix::io::read(&self.tun, &mut self.frame[..]) {
+        let len = match rustix::io::read(&*self.tun, &mut self.frame[..]) {
             Ok(len) => len,
             Err(Errno::AGAIN | Errno::INTR) => return Ok(false),
             Err(error) => return Err(error.into()),
@@ -251,7 +230,7 @@ impl Pump {
         let Some(peer) = endpoint.linked(alias) else {
             // Its session has ended: the connection shall, too.
             if let Some(reset) = reset(packet, tcp) {
-                let _ = rustix::io::write(&self.tun, &reset);
+                let _ = rustix::io::write(&*self.tun, &reset);
             }
             return Ok(true);
         };
@@ -285,6 +264,33 @@ impl Pump {
         }
         send(&self.endpoint, &self.out.datagrams);
         self.out.datagrams.clear();
+        if let Some((first, keep)) = self.out.release.take() {
+            self.endpoint.underlay.release(first, &keep);
+        }
+    }
+}
+
+/// Writes packets to the device, as few as possible.
+pub(super) fn write(tun: &OwnedFd, packets: &mut [Packet], counters: &Counters) {
+    let mut rest = packets;
+    while !rest.is_empty() {
+        let Some(run) = run(rest) else {
+            count(&counters.dropped_inner);
+            rest = &mut rest[1..];
+            continue;
+        };
+        let (now, later) = rest.split_at_mut(run.packets);
+        let mut slices = [IoSlice::new(&[]); RUN_MAX + 1];
+        slices[0] = IoSlice::new(&run.vnet);
+        for (i, packet) in now.iter().enumerate() {
+            let shown = if i == 0 { 0 } else { run.headers };
+            slices[i + 1] = IoSlice::new(&packet[shown..]);
+        }
+        if let Err(error) = rustix::io::writev(tun, &slices[..=run.packets]) {
+            tracing::trace!(%error, "packets not taken by the kernel");
+            add(&counters.dropped_inner, run.packets as u64);
+        }
+        rest = later;
     }
 }
 
@@ -294,30 +300,18 @@ fn ends(packet: &[u8]) -> (Option<Ipv6Addr>, Option<Alias>) {
 }
 
 /// Couples datagrams to trains and sends them.
-fn send(endpoint: &Endpoint, datagrams: &[(SocketAddr, Packet)]) {
-    let counters: &Counters = &endpoint.ours.counters;
+fn send(endpoint: &Endpoint, datagrams: &[(Path, Packet)]) {
     let mut rest = datagrams;
-    while let Some(((to, first), _)) = rest.split_first() {
-        let segment = first.len();
+    while let Some((path, first)) = rest.first() {
+        let train = couple(rest);
         let mut slices = [IoSlice::new(&[]); TRAIN_DATAGRAMS_MAX];
-        let (mut n, mut bytes) = (0, 0);
-        for (next, datagram) in rest {
-            let fits = bytes + datagram.len() <= TRAIN_BYTES_MAX && n < TRAIN_DATAGRAMS_MAX;
-            if next != to || !fits || datagram.len() > segment {
-                break;
-            }
-            slices[n] = IoSlice::new(datagram);
-            bytes += datagram.len();
-            n += 1;
-            if datagram.len() < segment {
-                break;
-            }
+        for (slice, (_, datagram)) in slices.iter_mut().zip(train) {
+            *slice = IoSlice::new(datagram);
         }
-        rest = &rest[n..];
-        let sent = endpoint.underlay.send_now(*to, &slices[..n], segment);
-        add(&counters.datagrams_out, sent.datagrams as u64);
-        add(&counters.bytes_out, sent.bytes as u64);
-        // As lossy as the network, so retransmission and timeouts deal with it.
-        add(&counters.dropped_unsent, (n - sent.datagrams) as u64);
+        let slices = &slices[..train.len()];
+        let (underlay, len) = (&*endpoint.underlay, first.len());
+        let sent = send_now(underlay, *path, slices, len, ROOM_WAITS_MAX);
+        note_sent(&endpoint.ours.counters, *path, train.len(), sent);
+        rest = &rest[train.len()..];
     }
 }

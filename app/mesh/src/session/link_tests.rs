@@ -1,6 +1,8 @@
 //! A session with a link instead of a stack: what its peer sends comes out under aliases, and only
 //! what the peer may send.
 
+use std::net::SocketAddr;
+
 use super::*;
 use crate::listener::Listeners;
 
@@ -22,6 +24,7 @@ fn session(key: &PrivateKey, address: Ipv6Addr, record: &PeerRecord, now: Instan
         indices: IndexTable::from_os_rng(),
         limiter: Arc::new(RateLimiter::new(&public, 1000)),
         counters: Arc::new(Counters::default()),
+        around: Arc::default(),
     };
     Session::new(ours, record, now)
 }
@@ -59,11 +62,13 @@ impl Two {
         let mut came = Vec::new();
         while !from_here.datagrams.is_empty() {
             let mut from_there = Outbox::default();
-            for (_, datagram) in from_here.datagrams.drain(..) {
+            // The peer is one that speaks no probes.
+            let is_message = |(_, datagram): &(Path, Packet)| crate::path::hint(datagram).is_none();
+            for (_, datagram) in from_here.datagrams.drain(..).filter(is_message) {
                 let message = datagram.try_into_wg().unwrap();
                 let doors = Listeners::default();
                 self.there
-                    .receive(outer(1), message, &doors, &mut from_there, self.now);
+                    .receive(outer(1).into(), message, &doors, &mut from_there, self.now);
             }
             came.extend(self.arrive(from_there, &mut from_here));
         }
@@ -74,7 +79,8 @@ impl Two {
         for (_, datagram) in from_there.datagrams {
             let message = datagram.try_into_wg().unwrap();
             let doors = Listeners::default();
-            self.here.receive(outer(2), message, &doors, out, self.now);
+            self.here
+                .receive(outer(2).into(), message, &doors, out, self.now);
         }
         std::mem::take(&mut out.inner)
     }

@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Poll, Wake, Waker};
 
@@ -61,6 +62,7 @@ impl Side {
             indices: IndexTable::from_os_rng(),
             limiter: Arc::new(RateLimiter::new(&public, 1000)),
             counters: Arc::clone(&counters),
+            around: Arc::default(),
         };
         let record = PeerRecord {
             key: peer,
@@ -93,7 +95,7 @@ impl Side {
         let mut out = Outbox::default();
         if let Ok(message) = Packet::from_bytes(BytesMut::from(bytes)).try_into_wg() {
             self.session
-                .receive(from, message, &self.doors, &mut out, now);
+                .receive(from.into(), message, &self.doors, &mut out, now);
         }
         self.collect(out)
     }
@@ -102,7 +104,7 @@ impl Side {
         self.accepted.extend(out.accepted);
         out.datagrams
             .into_iter()
-            .map(|(to, packet)| (to, packet.to_vec()))
+            .filter_map(|(to, packet)| Some((to.address()?, packet.to_vec())))
             .collect()
     }
 
@@ -511,18 +513,18 @@ fn replays_are_dropped_and_do_not_move_the_peer() {
     let dropped = pair.b.dropped();
     let refused = dropped.dropped_replayed + dropped.dropped_handshake;
     assert_eq!(refused, recorded.len() as u64, "{dropped:?}");
-    assert_eq!(pair.b.session.endpoint, Some(pair.a.at));
+    assert_eq!(pair.b.session.agent.current(), Some(pair.a.at.into()));
 }
 
 #[test]
 fn authenticated_data_moves_the_peer() {
     let mut pair = Pair::new();
     pair.connect();
-    assert_eq!(pair.b.session.endpoint, Some(outer(1)));
+    assert_eq!(pair.b.session.agent.current(), Some(outer(1).into()));
     pair.a.at = outer(11);
     let data = pattern(100_000);
     assert_eq!(pair.transfer(&data), data);
-    assert_eq!(pair.b.session.endpoint, Some(outer(11)));
+    assert_eq!(pair.b.session.agent.current(), Some(outer(11).into()));
 }
 
 #[test]
@@ -753,7 +755,7 @@ fn a_moved_peer_is_asked_everywhere_before_data_goes_to_the_old_place() {
     pair.a.session.update(&record, pair.now);
     let before = pair.now;
     pair.connect();
-    assert_eq!(pair.a.session.endpoint, Some(outer(22)));
+    assert_eq!(pair.a.session.agent.current(), Some(outer(22).into()));
     // A SYN that went to the old place would have been repeated after a second.
     let took = pair.now - before;
     assert!(took <= TICK_HOT, "{took}");
@@ -787,7 +789,7 @@ proptest! {
             }
             pair.b.receive(outer(666), &bytes, pair.now);
         }
-        prop_assert_eq!(pair.b.session.endpoint, Some(outer(1)));
+        prop_assert_eq!(pair.b.session.agent.current(), Some(outer(1).into()));
         prop_assert_eq!(pair.transfer(&data), data);
     }
 }

@@ -1,0 +1,338 @@
+//! The two endpoints and the relay between them, each in its place; what happens is timed.
+
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tabbify_api::BoxFuture;
+use tabbify_api::mesh::{PeerRecord, ResolveError, Resolver};
+use tabbify_mesh::{
+    Config, DialError, Mesh, Path, PrivateKey, Relay, RelayLimits, RelayServer, RelayTls, Stream,
+};
+use tabbify_process::{Importance, Tasks};
+use tabbify_types::{APP_PORT, MeshKey};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+use tokio::runtime::{Builder, Runtime};
+use tokio::time::Instant;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+
+use crate::lab::Lab;
+use crate::place::Place;
+use crate::{Extra, Fallible};
+
+/// LIMIT: until the relay carries, and until a direct path is there.
+const RELAY_WITHIN: Duration = Duration::from_secs(15);
+const DIRECT_WITHIN: Duration = Duration::from_secs(90);
+/// So long no direct path is found where none can be.
+const RELAY_STAYS: Duration = Duration::from_secs(3);
+const SERVER: [Ipv4Addr; 2] = [
+    Ipv4Addr::new(198, 51, 100, 2),
+    Ipv4Addr::new(198, 51, 100, 3),
+];
+const SERVER_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 5, 0, 0, 0, 0, 2);
+const STUN_PORT: u16 = 3478;
+
+#[derive(Debug, Default)]
+struct Roster(Mutex<HashMap<MeshKey, PeerRecord>>);
+
+impl Roster {
+    fn put(&self, record: PeerRecord) {
+        let mut records = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        records.insert(record.key, record);
+    }
+
+    fn find(&self, wanted: impl Fn(&PeerRecord) -> bool) -> Option<PeerRecord> {
+        let records = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        records.values().find(|record| wanted(record)).cloned()
+    }
+}
+
+impl Resolver for Roster {
+    fn by_address(&self, address: Ipv6Addr) -> BoxFuture<'_, Result<PeerRecord, ResolveError>> {
+        let found = self.find(|record| record.addresses.contains(&address));
+        Box::pin(async move { found.ok_or(ResolveError::NoLease(address)) })
+    }
+
+    fn by_key(&self, key: MeshKey) -> BoxFuture<'_, Result<PeerRecord, ResolveError>> {
+        let found = self.find(|record| record.key == key);
+        Box::pin(async move { found.ok_or(ResolveError::UnknownKey(key)) })
+    }
+}
+
+/// An endpoint in its place, with a runtime whose threads are there too.
+struct End {
+    runtime: Arc<Runtime>,
+    mesh: Mesh,
+}
+
+fn runtime() -> std::io::Result<Arc<Runtime>> {
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()?;
+    Ok(Arc::new(runtime))
+}
+
+fn inner(n: u16) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd5a, 0x1f02, n, 0, 0, 0, 0, 1)
+}
+
+fn certificate() -> Fallible<Arc<ServerConfig>> {
+    let made = rcgen::generate_simple_self_signed(vec!["relay.test".to_owned()])?;
+    let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+    let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], PrivateKeyDer::Pkcs8(key))?;
+    Ok(Arc::new(config))
+}
+
+/// Runs a relay in the server's place.
+fn relay(place: &Place, roster: &Arc<Roster>, tasks: &Tasks) -> Fallible<(Arc<Runtime>, Relay)> {
+    let (resolver, tasks) = (Arc::clone(roster) as Arc<dyn Resolver>, tasks.clone());
+    place.run(move || {
+        let runtime = runtime()?;
+        let relay = runtime.block_on(async {
+            let relay = Relay::new(
+                PrivateKey::generate(),
+                resolver,
+                RelayLimits::default(),
+                &tasks,
+            );
+            for address in SERVER {
+                relay.serve_udp(UdpSocket::bind((address, STUN_PORT))?)?;
+            }
+            relay.serve_udp(UdpSocket::bind((SERVER_V6, STUN_PORT))?)?;
+            let listener = TcpListener::bind((SERVER[0], 443)).await?;
+            relay.serve_tls(listener, certificate()?);
+            Fallible::Ok(relay)
+        })?;
+        Ok((runtime, relay))
+    })?
+}
+
+/// Runs endpoint `n` in its place.
+fn end(
+    place: &Place,
+    n: u16,
+    is_v6: bool,
+    relay: &Relay,
+    roster: &Arc<Roster>,
+    tasks: &Tasks,
+) -> Fallible<End> {
+    let (resolver, tasks) = (Arc::clone(roster) as Arc<dyn Resolver>, tasks.clone());
+    let any = SocketAddr::new(
+        if is_v6 {
+            Ipv6Addr::UNSPECIFIED.into()
+        } else {
+            Ipv4Addr::UNSPECIFIED.into()
+        },
+        0,
+    );
+    let mut config = Config::new(PrivateKey::generate(), vec![inner(n)], any);
+    let udp = if is_v6 {
+        SocketAddr::from((SERVER_V6, STUN_PORT))
+    } else {
+        SocketAddr::from((SERVER[0], STUN_PORT))
+    };
+    config.relays = vec![RelayServer {
+        key: relay.key(),
+        udp: Some(udp),
+        tls: (!is_v6).then(|| RelayTls {
+            address: (SERVER[0], 443).into(),
+            name: "relay.test".to_owned(),
+        }),
+    }];
+    if !is_v6 {
+        config.stun = vec![(SERVER[1], STUN_PORT).into()];
+    }
+    // Nobody knows where it is but through the relay.
+    roster.put(PeerRecord {
+        key: config.key.public(),
+        addresses: vec![inner(n)],
+        endpoints: Vec::new(),
+    });
+    place.run(move || {
+        let runtime = runtime()?;
+        let mesh = runtime.block_on(async { Mesh::bind(config, resolver, &tasks) })?;
+        let entered = runtime.enter();
+        let mut listener = mesh.listen(APP_PORT)?;
+        let serve = async move {
+            while let Ok(incoming) = listener.accept().await {
+                let (mut reader, mut writer) = tokio::io::split(incoming.stream);
+                let _ = tokio::io::copy(&mut reader, &mut writer).await;
+            }
+        };
+        tasks.spawn("echo", Importance::Detached, serve);
+        drop(entered);
+        Ok(End { runtime, mesh })
+    })?
+}
+
+fn path(mesh: &Mesh) -> Option<Path> {
+    mesh.peers().first().and_then(|peer| peer.path)
+}
+
+/// Asks the echo, once; how long it took.
+async fn ask(stream: &mut Stream) -> Fallible<Duration> {
+    let began = Instant::now();
+    let sent = tabbify_process::random::<64>();
+    let mut got = [0; 64];
+    stream.write_all(&sent).await?;
+    tokio::time::timeout(Duration::from_secs(20), stream.read_exact(&mut got)).await??;
+    if got != sent {
+        return Err("the echo says something else".into());
+    }
+    Ok(began.elapsed())
+}
+
+/// The first of a pair, with a connection to the echo of the second, which is only watched.
+struct Talk {
+    mesh: Mesh,
+    other: Mesh,
+    stream: Stream,
+    slowest: Duration,
+}
+
+impl Talk {
+    /// Connects over whatever carries first.
+    async fn begin(mesh: Mesh, other: Mesh) -> Fallible<Self> {
+        let (began, to) = (Instant::now(), SocketAddrV6::new(inner(2), APP_PORT, 0, 0));
+        let stream = loop {
+            match mesh.dial(to).await {
+                Ok(stream) => break stream,
+                // It is not known at its relay yet.
+                Err(DialError::Unreachable(_)) if began.elapsed() < RELAY_WITHIN => {}
+                Err(error) => return Err(error.into()),
+            }
+        };
+        let slowest = Duration::ZERO;
+        Ok(Self {
+            mesh,
+            other,
+            stream,
+            slowest,
+        })
+    }
+
+    fn is_direct(&self) -> bool {
+        let direct = |mesh| path(mesh).is_some_and(|path| !path.is_relayed());
+        direct(&self.mesh) && direct(&self.other)
+    }
+
+    /// Talks until both are direct, or neither is meant to be, or for so long; how long it took.
+    async fn until(&mut self, direct: bool, most: Duration) -> Fallible<Duration> {
+        let began = Instant::now();
+        while self.is_direct() != direct && began.elapsed() < most {
+            self.slowest = self.slowest.max(ask(&mut self.stream).await?);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(began.elapsed())
+    }
+
+    fn expect(&self, direct: bool) -> Fallible {
+        if self.is_direct() == direct {
+            return Ok(());
+        }
+        Err(format!("{:?} {:?}", self.mesh.peers(), self.other.peers()).into())
+    }
+
+    /// Sends a megabyte there and back.
+    async fn pass(self) -> Fallible {
+        let sent: Vec<u8> = (0..1_000_000_u32)
+            .map(|n| (n % 251).to_le_bytes()[0])
+            .collect();
+        let (mut reader, mut writer) = tokio::io::split(self.stream);
+        let mut got = vec![0; sent.len()];
+        let passed = async {
+            let write = writer.write_all(&sent);
+            let read = async { reader.read_exact(&mut got).await.map(drop) };
+            tokio::try_join!(write, read)
+        };
+        tokio::time::timeout(DIRECT_WITHIN, passed).await??;
+        if got == sent {
+            Ok(())
+        } else {
+            Err("something else came back".into())
+        }
+    }
+}
+
+/// What is asked of a pair, by the first of the two; `other` is the second.
+async fn story(
+    mesh: Mesh,
+    other: Mesh,
+    is_direct: bool,
+    extra: Extra,
+    cut: Cut,
+) -> Fallible<String> {
+    let began = Instant::now();
+    let mut talk = Talk::begin(mesh, other).await?;
+    ask(&mut talk.stream).await?;
+    let first = began.elapsed();
+    // Where none can be, none is found in a while either.
+    let most = if is_direct {
+        DIRECT_WITHIN
+    } else {
+        RELAY_STAYS
+    };
+    let took = talk.until(true, most).await?;
+    talk.expect(is_direct)?;
+    let mut report = if is_direct {
+        format!("direct after {took:.1?}")
+    } else {
+        "relayed".to_owned()
+    };
+    if extra == Extra::Broken {
+        cut(true)?;
+        let left = talk.until(false, DIRECT_WITHIN).await?;
+        talk.expect(false)?;
+        cut(false)?;
+        let back = talk.until(true, DIRECT_WITHIN).await?;
+        talk.expect(true)?;
+        report += &format!(", left after {left:.1?}, back after {back:.1?}");
+    }
+    let (slowest, changes) = (talk.slowest, talk.mesh.peers()[0].changes);
+    // The connection is the same, and whole.
+    talk.pass().await?;
+    Ok(format!(
+        "first answer {first:.1?}, {report}, slowest {slowest:.1?}, {changes} changes"
+    ))
+}
+
+type Cut = Box<dyn Fn(bool) -> Fallible + Send + Sync>;
+
+/// Brings both ends up and lets the first talk to the second.
+pub(crate) fn run(lab: &Lab, is_direct: bool, extra: Extra) -> Fallible<String> {
+    let (roster, tasks) = (Arc::new(Roster::default()), Tasks::new());
+    let is_v6 = lab.is_v6();
+    let (_server, relay) = relay(&lab.server, &roster, &tasks)?;
+    let [first, second] = &lab.hosts;
+    let node = end(first, 1, is_v6, &relay, &roster, &tasks)?;
+    let runner = end(second, 2, is_v6, &relay, &roster, &tasks)?;
+    let (cuts, told) = std::sync::mpsc::sync_channel::<bool>(1);
+    let (done, obeyed) = std::sync::mpsc::sync_channel::<Result<(), String>>(1);
+    let obeyed = Mutex::new(obeyed);
+    let cut: Cut = Box::new(move |cut| {
+        cuts.send(cut)?;
+        let obeyed = obeyed.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(obeyed.recv()??)
+    });
+    let (mesh, other) = (node.mesh, runner.mesh);
+    let runtime = Arc::clone(&node.runtime);
+    let story = first.start(move || runtime.block_on(story(mesh, other, is_direct, extra, cut)))?;
+    // The laboratory is not the story's to touch: it asks for it.
+    for cut in told {
+        done.send(lab.cut(cut).map_err(|error| error.to_string()))?;
+    }
+    let report = story.recv()?;
+    if let (Err(_), stats) = (&report, relay.stats()) {
+        return report.map_err(|error| format!("{error}; {stats:?}").into());
+    }
+    let failure = tasks.failure();
+    failure.map_or(report, |failure| Err(failure.into()))
+}
