@@ -7,6 +7,7 @@ pub mod catalog;
 pub mod http;
 pub mod platform;
 pub mod process;
+pub mod role;
 pub mod wait;
 
 pub use platform::Platform;

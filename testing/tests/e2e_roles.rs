@@ -3,43 +3,15 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::Arc;
 
-use anyhow::{Context as _, ensure};
+use anyhow::ensure;
 use tabbify_api::read::{QueryError, ReadModel as _, ReadScope, Window};
 use tabbify_process::Tasks;
 use tabbify_process::connect::UnixSocket;
 use tabbify_read::RemoteReadModel;
-use tabbify_testing::platform::binary;
+use tabbify_testing::role::{self, done};
 use tabbify_testing::wait;
-use tokio::io::{AsyncBufReadExt as _, BufReader};
-use tokio::process::{Child, Command};
-
-/// Starts a role and waits until it says that it serves.
-async fn role(name: &str, data: &Path) -> anyhow::Result<Child> {
-    let mut child = Command::new(binary("tabbify")?)
-        .args([name, "--data-dir"])
-        .arg(data)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()?;
-    let said = BufReader::new(child.stdout.take().context("piped")?);
-    let line = said.lines().next_line().await?.unwrap_or_default();
-    ensure!(line.starts_with(name), "{name} says {line:?}");
-    Ok(child)
-}
-
-/// Runs a command to its end and gives what it said.
-async fn done(words: &[&str], data: &Path) -> anyhow::Result<String> {
-    let mut command = Command::new(binary("tabbify")?);
-    command.args(words).arg("--data-dir").arg(data);
-    let output = command.output().await?;
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    ensure!(output.status.success(), "tabbify {words:?}: {said}");
-    Ok(String::from_utf8(output.stdout)?)
-}
 
 async fn model(data: &Path, token: &str, tasks: &Tasks) -> Result<RemoteReadModel, QueryError> {
     let socket = UnixSocket {
@@ -74,8 +46,8 @@ async fn roles_run_alone_and_outlive_each_other() -> anyhow::Result<()> {
     let missing = done(&["token", "read-node"], &data).await;
     ensure!(missing.is_err(), "there is no platform yet");
     done(&["init"], &data).await?;
-    let mut log = role("transaction-node", &data).await?;
-    let second = role("transaction-node", &data).await;
+    let mut log = role::start("transaction-node", &data).await?;
+    let second = role::start("transaction-node", &data).await;
     ensure!(second.is_err(), "two processes have opened one log");
 
     done(&["token", "read-node"], &data).await?;
@@ -84,7 +56,7 @@ async fn roles_run_alone_and_outlive_each_other() -> anyhow::Result<()> {
         std::fs::metadata(&file)?.permissions().mode() & 0o777,
         0o600
     );
-    let _read = role("read-node", &data).await?;
+    let _read = role::start("read-node", &data).await?;
 
     let tasks = Tasks::new();
     let forged = model(&data, "eyJ.eyJ.x", &tasks).await;
@@ -98,7 +70,7 @@ async fn roles_run_alone_and_outlive_each_other() -> anyhow::Result<()> {
     // The log dies: what is folded is still answered, and folding goes on once it is back.
     log.kill().await?;
     assert!(!subjects(&model).await?.is_empty());
-    let mut log = role("transaction-node", &data).await?;
+    let mut log = role::start("transaction-node", &data).await?;
     done(&["token", "coordinator"], &data).await?;
     knows(&model, "service:coordinator").await?;
     log.kill().await?;

@@ -13,8 +13,8 @@ use tabbify_types::event::Event;
 use tabbify_types::event::v1::TokenUsed;
 use tabbify_types::{MeshKey, Position, Rev, Segment, SegmentGlob};
 
+use crate::asker::{may, of_kind};
 use crate::authority::{Inner, unavailable};
-use crate::issue::{may, of_kind};
 use crate::state::State;
 
 /// LIMIT: events under one token's key: it is issued, used, revoked.

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tabbify_api::BoxFuture;
-use tabbify_api::auth::issue::API_AUDIENCE;
+use tabbify_api::auth::issue::{API_AUDIENCE, session_audience};
 use tabbify_api::auth::people::Role;
 use tabbify_api::auth::{self, AuthError, Authority, Identity, IssuedToken};
 use tabbify_api::log::{Append, AppendError, EventLog, Expect, LogScope};
@@ -24,7 +24,7 @@ use tabbify_types::event::v1::TokenIssued;
 use tabbify_types::event::{Event, EventError};
 use tabbify_types::{AppId, EventId, NewEvent, Position, Segment, SigningKeyId, Tenant, Timestamp};
 
-use crate::checker::{CALLERS, Checker, FollowError, refused, session_audience, ticket_audience};
+use crate::checker::{CALLERS, Checker, FollowError, refused, ticket_audience};
 use crate::issuers::IssuerKeys;
 use crate::keyring::Keyring;
 use crate::limits::Limiter;
@@ -53,6 +53,9 @@ const PAIR_REFILL: Duration = Duration::from_secs(30);
 const SUBJECT_BURST: u32 = 50;
 const SUBJECT_REFILL: Duration = Duration::from_secs(10);
 
+/// How often refused sign-ins are written down, unless it is said.
+const REFUSALS_EVERY: Duration = Duration::from_secs(60);
+
 /// How the issuer works.
 #[derive(Debug)]
 pub struct Config {
@@ -64,17 +67,29 @@ pub struct Config {
     pub password: Cost,
     /// How often refused sign-ins are written down, where there were any.
     pub refusals_every: Duration,
+    /// Where what is known is stored, so that auth starts while the log is away.
+    pub snapshots: Option<PathBuf>,
 }
 
 impl Config {
-    /// With these keys, and everything else as it is by default.
+    /// With the keys of a platform, and everything else as it is by default.
     #[must_use]
     pub fn of(keys: &Keys) -> Self {
         Self {
-            issuers: IssuerKeys::of(keys),
             subjects: keys.dir.as_ref().map(|dir| dir.join("subjects")),
+            ..Self::new(IssuerKeys::of(keys))
+        }
+    }
+
+    /// With these keys alone, and everything else as it is by default.
+    #[must_use]
+    pub const fn new(issuers: IssuerKeys) -> Self {
+        Self {
+            issuers,
+            subjects: None,
             password: Cost::RECOMMENDED,
-            refusals_every: Duration::from_secs(60),
+            refusals_every: REFUSALS_EVERY,
+            snapshots: None,
         }
     }
 }
@@ -115,8 +130,8 @@ pub(crate) struct Inner {
 }
 
 impl Auth {
-    /// Replays the log, then follows it in the task `auth-follow`; `auth-refusals` writes down how
-    /// many sign-ins were refused.
+    /// Folds the log, then follows it in the task `auth-follow`; `auth-refusals` writes down how many
+    /// sign-ins were refused. Waits for a log that is away, unless there is a snapshot to begin with.
     ///
     /// # Errors
     /// [`StartError`]; call [`crate::bootstrap()`] before.
@@ -139,7 +154,8 @@ impl Auth {
         clock: Arc<dyn Clock>,
         tasks: &Tasks,
     ) -> Result<Self, StartError> {
-        let checker = Checker::start(Arc::clone(&log), Arc::clone(&clock), tasks).await;
+        let (events, place) = (Arc::clone(&log), config.snapshots.as_deref());
+        let checker = Checker::start(events, place, Arc::clone(&clock), tasks).await;
         let checker = checker.map_err(StartError::Follow)?;
         let platform = checker.verifier().platform().clone();
         let counting = checker.with_state(|state| state.issuers().to_vec());
@@ -148,8 +164,8 @@ impl Auth {
             let kid = newest.ok_or(StartError::Follow(FollowError::NoPlatform))?;
             return Err(StartError::IssuerKey { kid });
         };
-        let position = checker.with_state(State::position);
-        tracing::info!(role = "auth", %platform, %position, "replayed");
+        let position = checker.known().read(|view| view.position);
+        tracing::info!(role = "auth", %platform, %position, "started");
         let now = clock.now();
         let auth = Self(Arc::new(Inner {
             log,
@@ -554,14 +570,15 @@ impl Authority for Auth {
         self.0.checker.identity(token)
     }
 
-    fn open_ticket(&self, identity: &Identity, app: AppId) -> Result<IssuedToken, AuthError> {
+    fn ticket<'a>(
+        &'a self,
+        identity: &'a Identity,
+        app: AppId,
+    ) -> BoxFuture<'a, Result<IssuedToken, AuthError>> {
         let (aud, life) = (ticket_audience(app), TICKET_LIFE);
-        let claims = self.0.for_app(identity, aud, life, EventId::mint())?;
-        self.0.sign(&claims)
-    }
-
-    fn redeem_ticket(&self, ticket: &str, app: AppId) -> Result<IssuedToken, AuthError> {
-        self.0.sign(&self.0.redeemed(ticket, app)?)
+        let claims = self.0.for_app(identity, aud, life, EventId::mint());
+        let signed = claims.and_then(|claims| self.0.sign(&claims));
+        Box::pin(async move { signed })
     }
 
     fn session<'a>(

@@ -4,40 +4,41 @@
 //!  platform, platform.auth ─▶ fold ─▶ issuer keys, revocations ─▶ verifier ─▶ yes or no, offline
 //! ```
 
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tabbify_api::BoxFuture;
-use tabbify_api::auth::issue::{API_AUDIENCE, Verified};
+use tabbify_api::auth::issue::{API_AUDIENCE, Verified, session_audience};
 use tabbify_api::auth::people::CONSOLE_AUDIENCE;
 use tabbify_api::auth::{AuthError, Identity, Revocations};
-use tabbify_api::log::{Delivery, EventLog, ReadError, Subscribe};
-use tabbify_process::{Clock, Importance, Tasks, chain};
+use tabbify_api::log::EventLog;
+use tabbify_process::fold::{self, Folded, Follow};
+use tabbify_process::{Clock, Importance, Tasks};
 use tabbify_token::{Claims, Kind, TokenError, Verifier};
 use tabbify_types::{AppId, MeshKey, Position, Timestamp};
 use tokio::sync::watch;
 
-use crate::state::{FoldError, State};
+use crate::state::{FoldError, Revoked, State};
 
 /// Kinds whose holders may call the platform's interfaces.
 pub(crate) const CALLERS: &[Kind] = &[Kind::User, Kind::Agent];
 
-/// How long to wait for a log that is away, at first and at most.
-const AWAY_FOR: Duration = Duration::from_millis(100);
-const AWAY_FOR_MAX: Duration = Duration::from_secs(5);
+/// LIMIT: how long what was appended may take to be heard of.
+const HEARD_WITHIN: Duration = Duration::from_secs(10);
 
 /// Why the log cannot be followed from its beginning.
 #[derive(Debug, thiserror::Error)]
 pub enum FollowError {
-    /// The log cannot be read.
-    #[error("the log cannot be read")]
-    Read(#[source] ReadError),
     /// The log cannot be followed.
     #[error("the log cannot be followed")]
-    Fold(#[source] FoldError),
+    Follow(#[source] fold::FollowError<FoldError>),
     /// The log has no platform.
     #[error("the log is empty: it is not a platform yet")]
     NoPlatform,
+    /// The process ends, and the log has not been there.
+    #[error("the log was waited for and did not come")]
+    Stopped,
 }
 
 /// Checks tokens. Clones are the same one.
@@ -46,103 +47,83 @@ pub struct Checker(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    known: RwLock<Known>,
+    known: Folded<State>,
     clock: Arc<dyn Clock>,
-    /// Up to where the log has been followed.
-    followed: watch::Receiver<Position>,
     /// How often something was revoked.
     changes: watch::Receiver<u64>,
 }
 
-#[derive(Debug)]
-struct Known {
-    state: State,
-    verifier: Verifier,
-}
-
 impl Checker {
-    /// Replays the log, then follows it in the task `auth-follow`. `log` must let it read `platform`
-    /// and `platform.auth`.
+    /// Folds the log, then follows it in the task `auth-follow`. `log` must let it read `platform` and
+    /// `platform.auth`. With a directory, what is known is stored there now and then: with it a checker
+    /// starts while the log is away; without, it waits for the log.
     ///
     /// # Errors
     /// [`FollowError`].
     pub async fn start(
         log: Arc<dyn EventLog>,
+        snapshots: Option<&Path>,
         clock: Arc<dyn Clock>,
         tasks: &Tasks,
     ) -> Result<Self, FollowError> {
-        let mut state = State::default();
-        let subscribed = log.subscribe(State::filter(), state.position());
-        let mut events = subscribed.map_err(FollowError::Read)?;
-        loop {
-            match events.next().await.map_err(FollowError::Read)? {
-                Delivery::Event(event) => {
-                    state.apply(&event).map_err(FollowError::Fold)?;
-                }
-                Delivery::CaughtUp(_) => break,
-                Delivery::Progress(_) => {}
-            }
-        }
-        let verifier = state.verifier().ok_or(FollowError::NoPlatform)?;
-        let (tell_followed, followed) = watch::channel(state.position());
         let (tell_changes, changes) = watch::channel(0);
-        let known = RwLock::new(Known { state, verifier });
-        let checker = Self(Arc::new(Inner {
-            known,
-            clock,
-            followed,
-            changes,
-        }));
-        let following = Following {
-            checker: checker.clone(),
-            log,
-            tell_followed,
-            tell_changes,
-        };
-        let stop = tasks.token();
-        tasks.spawn("auth-follow", Importance::Essential, async move {
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = following.run(events) => {}
+        let follow = Follow::open(State::default(), log, snapshots, Arc::clone(&clock));
+        // Before the state with it is seen: whoever wakes then waits for that state.
+        let mut follow = follow.hear(move |heard| {
+            if heard.news == Revoked::Something {
+                tell_changes.send_modify(|count| *count += 1);
             }
         });
-        Ok(checker)
+        let stop = tasks.token();
+        let caught_up = stop.run_until_cancelled(follow.catch_up()).await;
+        let caught_up = caught_up.ok_or(FollowError::Stopped)?;
+        caught_up.map_err(FollowError::Follow)?;
+        if follow.read(|view| view.state.root().is_none()) {
+            return Err(FollowError::NoPlatform);
+        }
+        let known = follow.spawn("auth-follow", Importance::Essential, tasks);
+        Ok(Self(Arc::new(Inner {
+            known,
+            clock,
+            changes,
+        })))
     }
 
     /// Verifies with the keys that count now and refuses what is revoked now. Take a new one when
     /// either may have changed.
     #[must_use]
     pub fn verifier(&self) -> Verifier {
-        self.known().verifier.clone()
+        self.with_state(State::verifier)
+            .expect("INVARIANT: a platform that has begun does not end")
     }
 
     /// What the log has said so far, as long as `read` looks at it.
     pub fn with_state<T>(&self, read: impl FnOnce(&State) -> T) -> T {
-        read(&self.known().state)
+        self.0.known.read(|view| read(&view.state))
+    }
+
+    /// What is known, and how it stands to the log.
+    #[must_use]
+    pub fn known(&self) -> Folded<State> {
+        self.0.known.clone()
     }
 
     /// Waits until the log has been followed up to `position`.
     ///
     /// # Errors
-    /// [`AuthError::Unavailable`] if it is not followed any more.
+    /// [`AuthError::Unavailable`] if that takes too long, or it is not followed any more.
     pub async fn reached(&self, position: Position) -> Result<(), AuthError> {
-        let mut followed = self.0.followed.clone();
-        let reached = followed.wait_for(|at| *at >= position).await;
-        reached
-            .map(drop)
-            .map_err(|_| AuthError::Unavailable("the log is not followed any more".to_owned()))
+        match self.0.known.reach(position, HEARD_WITHIN).await {
+            true => Ok(()),
+            false => Err(AuthError::Unavailable(
+                "what was just written is not heard of here".to_owned(),
+            )),
+        }
     }
 
-    /// Waits until the log has said what `found` looks for.
+    /// Waits until the log has said what `found` looks for; none if it is not followed any more.
     pub(crate) async fn found<T>(&self, mut found: impl FnMut(&State) -> Option<T>) -> Option<T> {
-        let mut followed = self.0.followed.clone();
-        loop {
-            followed.mark_unchanged();
-            if let Some(found) = self.with_state(&mut found) {
-                return Some(found);
-            }
-            followed.changed().await.ok()?;
-        }
+        self.0.known.find(|view| found(&view.state)).await
     }
 
     /// The issuer keys as a JWK set (RFC 7517), newest first.
@@ -194,10 +175,6 @@ impl Checker {
     pub(crate) fn now(&self) -> Timestamp {
         self.0.clock.now()
     }
-
-    fn known(&self) -> RwLockReadGuard<'_, Known> {
-        self.0.known.read().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Revocations for Checker {
@@ -220,12 +197,20 @@ impl Revocations for Checker {
         if self.now() >= verified.expires.plus(tabbify_token::LEEWAY) {
             return Err(AuthError::Expired(verified.expires));
         }
-        let known = self.known();
-        let revoked = known.state.revocations();
-        if revoked.cover(&verified.jti, &verified.subject, verified.issued) {
-            return Err(refused(&TokenError::Revoked));
+        match self.is_revoked(verified) {
+            true => Err(refused(&TokenError::Revoked)),
+            false => Ok(()),
         }
-        Ok(())
+    }
+
+    fn is_revoked(&self, verified: &Verified) -> bool {
+        let Verified {
+            jti,
+            subject,
+            issued,
+            ..
+        } = verified;
+        self.with_state(|state| state.revocations().cover(jti, subject, *issued))
     }
 
     fn changes(&self) -> u64 {
@@ -245,80 +230,8 @@ impl Revocations for Checker {
     }
 }
 
-/// The task that keeps a checker current.
-struct Following {
-    checker: Checker,
-    log: Arc<dyn EventLog>,
-    tell_followed: watch::Sender<Position>,
-    tell_changes: watch::Sender<u64>,
-}
-
-impl Following {
-    /// Returns when the log cannot be followed any more. One that is away is waited for: what was
-    /// known goes on counting until then.
-    async fn run(self, mut events: Box<dyn Subscribe>) {
-        let mut away = AWAY_FOR;
-        loop {
-            let applied = match events.next().await {
-                Ok(Delivery::Event(event)) => self.apply(&event),
-                Ok(Delivery::CaughtUp(_) | Delivery::Progress(_)) => Ok(()),
-                Err(ReadError::Stopping) => {
-                    tracing::warn!(role = "auth", "the log is away");
-                    tokio::time::sleep(away).await;
-                    away = (2 * away).min(AWAY_FOR_MAX);
-                    let position = self.checker.with_state(State::position);
-                    match self.log.subscribe(State::filter(), position) {
-                        Ok(again) => events = again,
-                        Err(error) => {
-                            tracing::error!(role = "auth", error = %chain(&error), "the log cannot be read");
-                            return;
-                        }
-                    }
-                    continue;
-                }
-                Err(error) => {
-                    tracing::error!(role = "auth", error = %chain(&error), "the log cannot be read");
-                    return;
-                }
-            };
-            away = AWAY_FOR;
-            if let Err(error) = applied {
-                tracing::error!(role = "auth", error = %chain(&error), "the log cannot be followed");
-                return;
-            }
-        }
-    }
-
-    fn apply(&self, event: &tabbify_types::Recorded) -> Result<(), FoldError> {
-        let inner = &self.checker.0;
-        let mut known = inner.known.write().unwrap_or_else(PoisonError::into_inner);
-        let revokes = matches!(&*event.kind, "token_revoked" | "sessions_ended");
-        if revokes {
-            // The fold may then add to what was revoked without making a copy of all of it. Nobody
-            // verifies with this one: it is replaced before the lock is given back.
-            let verifier = known.verifier.clone();
-            known.verifier = verifier.with_revocations(Arc::default());
-        }
-        let changed = known.state.apply(event)?;
-        if changed && let Some(verifier) = known.state.verifier() {
-            known.verifier = verifier;
-        }
-        drop(known);
-        // First what open sessions wait for, then what whoever revoked them waits for.
-        if revokes {
-            self.tell_changes.send_modify(|count| *count += 1);
-        }
-        self.tell_followed.send_replace(event.position);
-        Ok(())
-    }
-}
-
 pub(crate) fn ticket_audience(app: AppId) -> String {
     format!("tabbify-ticket:{app}")
-}
-
-pub(crate) fn session_audience(app: AppId) -> String {
-    format!("tabbify-session:{app}")
 }
 
 pub(crate) fn identity(claims: Claims) -> Identity {

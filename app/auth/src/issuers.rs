@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
 
 use tabbify_process::{chain, env, files};
 use tabbify_token::{KeyError, PlatformId, PublicKey, SecretKey, Signer};
@@ -94,6 +95,30 @@ impl IssuerKeys {
         }
     }
 
+    /// Every key that this machine has, those whose files are newest first: for whoever must sign
+    /// before the log has said which of them counts.
+    #[must_use]
+    pub fn all(&self) -> Vec<SecretKey> {
+        let mut files = self.dir.as_deref().map(rotated_files).unwrap_or_default();
+        files.sort_by_key(|(changed, _)| std::cmp::Reverse(*changed));
+        let mut keys: Vec<SecretKey> = files
+            .iter()
+            .filter_map(|(_, path)| {
+                let read = read_key(path).inspect_err(|error| {
+                    tracing::warn!(role = "auth", error = %chain(error), "an issuer key cannot be read");
+                });
+                read.ok()
+            })
+            .collect();
+        let found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        for key in found.keys.values() {
+            if keys.iter().all(|known| known.id() != key.id()) {
+                keys.push(key.clone());
+            }
+        }
+        keys
+    }
+
     /// The newest of `counting` (oldest first) that this machine has.
     pub(crate) fn signer(&self, platform: &PlatformId, counting: &[PublicKey]) -> Option<Signer> {
         let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
@@ -159,6 +184,19 @@ fn rotated_file(dir: &Path, kid: &SigningKeyId) -> PathBuf {
     dir.join(format!("issuer-{kid}.key"))
 }
 
+/// The files of rotated keys, with the times at which they were made.
+fn rotated_files(dir: &Path) -> Vec<(SystemTime, PathBuf)> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let rotated = entries.filter(|entry| {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        name.starts_with("issuer-") && name.ends_with(".key")
+    });
+    let dated =
+        rotated.filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())));
+    dated.collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -222,6 +260,10 @@ mod tests {
             Some(second.id()),
             "found in the directory"
         );
+        let all: Vec<_> = other.all().iter().map(SecretKey::id).collect();
+        assert_eq!(all, [second.id(), keys.issuer.id()], "the newest first");
+        let all: Vec<_> = mine.all().iter().map(SecretKey::id).collect();
+        assert_eq!(all, [second.id(), keys.issuer.id()], "each once");
         mine.tidy(&BTreeSet::from([second.id()])).unwrap();
         assert_eq!(
             kid(&IssuerKeys::of(&keys), &counting),

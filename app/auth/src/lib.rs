@@ -2,14 +2,14 @@
 //! machines join, takes back what it gave.
 //!
 //! Plane: app. All state but short memories (what was used once, who failed how often) is a fold of
-//! `platform` and `platform.auth`. Spawns one essential task, `auth-follow`, which keeps that fold
-//! current, and `auth-refusals`, which writes down now and then how many sign-ins were refused; the
-//! service one task a connection. Owns two watch cells: how far the log was followed, and how often
-//! something was revoked.
+//! `platform` and `platform.auth`, with a snapshot on disk to start with while the log is away. Spawns
+//! one essential task, `auth-follow`, which keeps that fold current, and `auth-refusals`, which writes
+//! down now and then how many sign-ins were refused; the service one task a connection. Owns one watch
+//! cell: how often something was revoked.
 //!
 //! ```text
-//!  keys, bootstrap ─▶ state ─▶ checker ─▶ authority ─▶ issue, admit, people, rotate ─▶ service
-//!                                 └────────────────────────────▶ remote, in another process
+//!  keys, bootstrap ─▶ state ─▶ checker ─▶ authority ─▶ asker ─▶ issue, admit, people, rotate ─▶ service
+//!                                 └──────────────────────────────────────▶ remote, in another process
 //! ```
 //!
 //! Invariants:
@@ -40,6 +40,8 @@ mod refusals;
 
 pub mod authority;
 mod issuers;
+
+mod asker;
 
 mod admit;
 mod issue;

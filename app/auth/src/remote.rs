@@ -1,17 +1,15 @@
 //! Auth in another process: tokens are checked here, offline, from the log; what must be issued is
 //! asked for over HTTP.
 //!
-//! Each request has a connection of its own, on a task of its own: sign-ins, joins and renewals are
-//! rare beside what they allow. None is sent twice; who asks decides.
+//! Spawns one task a connection; connections are kept between requests. None is sent twice; who asks
+//! decides.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, header};
-use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use http_body_util::Full;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tabbify_api::auth::issue::{
@@ -28,8 +26,9 @@ use tabbify_api::auth::{
     TokenRequest,
 };
 use tabbify_api::{BoxFuture, ErrorCode, Problem};
+use tabbify_http::{Again, Client};
 pub use tabbify_process::connect::{Connect, Stream, UnixSocket};
-use tabbify_process::{Importance, Tasks, chain};
+use tabbify_process::{Tasks, chain};
 use tabbify_types::AppId;
 
 use crate::checker::Checker;
@@ -43,8 +42,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(20);
 #[derive(Debug, Clone)]
 pub struct RemoteAuthority {
     checker: Checker,
-    connect: Arc<dyn Connect>,
-    tasks: Tasks,
+    client: Client,
 }
 
 impl RemoteAuthority {
@@ -53,8 +51,7 @@ impl RemoteAuthority {
     pub fn new(checker: Checker, connect: Arc<dyn Connect>, tasks: &Tasks) -> Self {
         Self {
             checker,
-            connect,
-            tasks: tasks.clone(),
+            client: Client::new("auth client", connect, ANSWER_WITHIN, tasks),
         }
     }
 
@@ -92,42 +89,12 @@ impl RemoteAuthority {
         path: &str,
         body: Bytes,
     ) -> Result<Bytes, RequestError> {
-        let asked = tokio::time::timeout(
-            ANSWER_WITHIN,
-            self.exchange_bytes(caller, method, path, body),
-        );
-        match asked.await {
-            Ok(answer) => answer,
-            Err(_) => Err(unreachable("it does not answer in time")),
-        }
-    }
-
-    async fn exchange_bytes(
-        &self,
-        caller: Caller<'_>,
-        method: Method,
-        path: &str,
-        body: Bytes,
-    ) -> Result<Bytes, RequestError> {
         let request = head(caller, method, path, body)?;
-        let stream = self.connect.connect().await;
-        let stream = stream.map_err(|error| unreachable(&error.to_string()))?;
-        let shaken = http1::handshake(TokioIo::new(stream)).await;
-        let (mut sender, connection) =
-            shaken.map_err(|error| unreachable(&chain(&error).to_string()))?;
-        self.tasks
-            .spawn("auth client", Importance::Detached, async move {
-                if let Err(error) = connection.await {
-                    tracing::debug!(error = %chain(&error), "connection to auth ended early");
-                }
-            });
-        let response = sender.send_request(request).await;
-        let response = response.map_err(|error| unreachable(&chain(&error).to_string()))?;
-        let (parts, incoming) = response.into_parts();
-        let received = Limited::new(incoming, ANSWER_LEN_MAX).collect().await;
-        let received = received
-            .map_err(|error| unreachable(&error.to_string()))?
-            .to_bytes();
+        let asking = self.client.ask(request, Again::Never, ANSWER_LEN_MAX);
+        let answered = tokio::time::timeout(ANSWER_WITHIN, asking).await;
+        let answered = answered.map_err(|_| unreachable("it does not answer in time"))?;
+        let (parts, received) =
+            answered.map_err(|error| unreachable(&chain(&error).to_string()))?;
         if parts.status.is_success() {
             return Ok(received);
         }
@@ -156,9 +123,7 @@ fn head(
             HeaderValue::try_from(caller.source).map_err(malformed)?,
         );
     if !caller.token.is_empty() {
-        let bearer = HeaderValue::try_from(format!("Bearer {}", caller.token));
-        let mut bearer = bearer.map_err(malformed)?;
-        bearer.set_sensitive(true);
+        let bearer = tabbify_http::bearer(caller.token).map_err(malformed)?;
         request = request.header(header::AUTHORIZATION, bearer);
     }
     let request = request.body(Full::new(body));
@@ -191,11 +156,6 @@ fn auth_error(error: RequestError) -> AuthError {
     }
 }
 
-fn asked_here<T>() -> Result<T, AuthError> {
-    let why = "the issuer is in another process: ask for it with `ticket` and `session`";
-    Err(AuthError::Unavailable(why.to_owned()))
-}
-
 impl Authority for RemoteAuthority {
     fn platform(&self) -> PlatformId {
         PlatformId(self.checker.verifier().platform().to_string())
@@ -217,14 +177,6 @@ impl Authority for RemoteAuthority {
 
     fn verify(&self, token: &str) -> Result<Identity, AuthError> {
         self.checker.identity(token)
-    }
-
-    fn open_ticket(&self, _: &Identity, _: AppId) -> Result<IssuedToken, AuthError> {
-        asked_here()
-    }
-
-    fn redeem_ticket(&self, _: &str, _: AppId) -> Result<IssuedToken, AuthError> {
-        asked_here()
     }
 
     fn ticket<'a>(

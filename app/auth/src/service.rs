@@ -5,35 +5,32 @@
 
 mod handle;
 
-use std::convert::Infallible;
 use std::fmt;
-use std::io;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::Request;
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tabbify_process::{Importance, Tasks, chain};
+use tabbify_http::{Accept, Handle, Limits, Origin, Server};
+use tabbify_process::Tasks;
 use tabbify_types::MeshKey;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::Semaphore;
-use tokio_util::sync::CancellationToken;
+use tokio::net::{TcpListener, UnixListener};
 
 use crate::authority::Auth;
 
-/// LIMIT: connections at once; further ones are closed as they come.
-const CONNECTIONS_MAX: usize = 256;
-/// LIMIT: bytes of one connection that wait to be read or written, and so of a request's head: a
-/// bearer token is 8 KiB at most.
-const BUFFER_LEN_MAX: usize = 16 * 1024;
-/// LIMIT: how long a connection may be open without a request, or take for a request's head.
-const IDLE_MAX: Duration = Duration::from_secs(20);
-/// How long to wait after the system could not give a connection, such as without descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// LIMIT: connections at once; bytes of one connection that wait to be read or written, and so of a
+/// request's head (a bearer token is 8 KiB at most); how long a connection may be open without a
+/// request, or take for a request's head; how long the reader of an answer may take nothing of it.
+const LIMITS: Limits = Limits {
+    connections: 256,
+    buffer_len: 16 * 1024,
+    idle: Duration::from_secs(20),
+    stalled: Some(Duration::from_secs(20)),
+};
 
 /// Who is at the other end of a connection, as whoever accepted it knows.
 #[derive(Debug, Clone)]
@@ -72,61 +69,40 @@ impl Peer {
 /// Serves auth.
 #[derive(Clone)]
 pub struct Service {
-    shared: Arc<Shared>,
-}
-
-/// What every request needs.
-struct Shared {
-    auth: Auth,
-    connections: Arc<Semaphore>,
-    tasks: Tasks,
-    closing: CancellationToken,
+    auth: Arc<Auth>,
+    server: Server,
 }
 
 impl Service {
     /// A service of `auth` that ends with `tasks`: what is being answered is answered.
     #[must_use]
     pub fn new(auth: Auth, tasks: &Tasks) -> Self {
-        let shared = Shared {
-            auth,
-            connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
-            tasks: tasks.clone(),
-            closing: tasks.token(),
-        };
         Self {
-            shared: Arc::new(shared),
+            auth: Arc::new(auth),
+            server: Server::new("auth connection", LIMITS, tasks),
         }
     }
 
     /// Serves the roles of this machine over a unix socket, until the tasks end. Its permissions are
     /// the caller's: whoever can open it is trusted.
     pub async fn serve_unix(self, listener: UnixListener) {
-        self.accept(listener).await;
+        self.serve(listener).await;
     }
 
     /// Serves whoever comes over a TCP socket, until the tasks end.
     pub async fn serve_tcp(self, listener: TcpListener) {
-        self.accept(listener).await;
+        self.serve(listener).await;
     }
 
-    async fn accept(&self, listener: impl Listen) {
-        loop {
-            let accepted = tokio::select! {
-                accepted = listener.next() => accepted,
-                () = self.shared.closing.cancelled() => return,
-            };
-            match accepted {
-                Ok((stream, peer)) => {
-                    let serving = self.clone().connection(stream, peer);
-                    let tasks = &self.shared.tasks;
-                    tasks.spawn("auth connection", Importance::Detached, serving);
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
+    async fn serve(self, listener: impl Accept) {
+        let server = self.server.clone();
+        let requests = |origin| {
+            self.requests(match origin {
+                Origin::Local => Peer::role(),
+                Origin::At(address) => Peer::at(address.ip()),
+            })
+        };
+        server.serve(listener, requests).await;
     }
 
     /// Serves one connection, whatever it is made of, to its end.
@@ -134,68 +110,34 @@ impl Service {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let shared = self.shared;
-        async move {
-            let Ok(_place) = Arc::clone(&shared.connections).try_acquire_owned() else {
-                tracing::warn!(CONNECTIONS_MAX, "a connection too many is closed");
-                return;
-            };
-            let peer = &peer;
-            let service = service_fn(|request: Request<Incoming>| {
-                let shared = Arc::clone(&shared);
-                async move { Ok::<_, Infallible>(handle::handle(&shared.auth, peer, request).await) }
-            });
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(IDLE_MAX)
-                .max_buf_size(BUFFER_LEN_MAX)
-                .serve_connection(TokioIo::new(stream), service);
-            let mut connection = std::pin::pin!(connection);
-            let ended = tokio::select! {
-                ended = &mut connection => ended,
-                () = shared.closing.cancelled() => {
-                    connection.as_mut().graceful_shutdown();
-                    connection.await
-                }
-            };
-            if let Err(error) = ended {
-                tracing::debug!(error = %chain(&error), "connection ended early");
-            }
-        }
+        let requests = self.requests(peer);
+        self.server.connection(stream, requests)
+    }
+
+    fn requests(&self, peer: Peer) -> Requests {
+        let auth = Arc::clone(&self.auth);
+        Requests { auth, peer }
     }
 }
 
-/// Where connections come from.
-trait Listen: Send + Sync {
-    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
-
-    fn next(&self) -> impl Future<Output = io::Result<(Self::Stream, Peer)>> + Send;
+/// Those of one connection.
+struct Requests {
+    auth: Arc<Auth>,
+    peer: Peer,
 }
 
-impl Listen for UnixListener {
-    type Stream = UnixStream;
+impl Handle for Requests {
+    type Body = Full<Bytes>;
 
-    async fn next(&self) -> io::Result<(UnixStream, Peer)> {
-        let (stream, _) = self.accept().await?;
-        Ok((stream, Peer::role()))
-    }
-}
-
-impl Listen for TcpListener {
-    type Stream = TcpStream;
-
-    async fn next(&self) -> io::Result<(TcpStream, Peer)> {
-        let (stream, address) = self.accept().await?;
-        stream.set_nodelay(true)?;
-        Ok((stream, Peer::at(address.ip())))
+    async fn handle(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        handle::handle(&self.auth, &self.peer, request).await
     }
 }
 
 impl fmt::Debug for Service {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let free = self.shared.connections.available_permits();
         f.debug_struct("Service")
-            .field("connections", &(CONNECTIONS_MAX - free))
+            .field("server", &self.server)
             .finish_non_exhaustive()
     }
 }

@@ -1,12 +1,15 @@
 //! What auth knows: a pure fold of `platform` and `platform.auth`.
 
 mod people;
+mod shared;
 mod tokens;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use tabbify_api::log::Filter;
+use tabbify_process::fold::Fold;
 use tabbify_token::{
     KeyError, PlatformId, PublicKey, Revocations, TokenError, Verifier, verify_endorsement,
 };
@@ -24,7 +27,7 @@ use tokens::Tokens;
 pub const ISSUER_KEYS_MAX: usize = 2;
 
 /// Somebody who can sign in.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct User {
     /// The subject of the user's tokens.
     pub subject: String,
@@ -34,10 +37,10 @@ pub struct User {
     pub key: Option<PublicKey>,
 }
 
-/// The fold. Equal logs give equal states.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// The fold. Equal logs give equal states. It has no secret that the log does not have: passwords are
+/// sealed, tokens are ids.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
-    position: Position,
     root: Option<PublicKey>,
     /// Oldest first.
     issuers: Vec<PublicKey>,
@@ -48,6 +51,7 @@ pub struct State {
     people: People,
     tokens: Tokens,
     /// Shared with every verifier that was made of it.
+    #[serde(with = "shared")]
     revocations: Arc<Revocations>,
 }
 
@@ -55,38 +59,42 @@ pub struct State {
 #[derive(Debug, thiserror::Error)]
 pub enum FoldError {
     /// An event that auth must understand is not understood.
-    #[error("event {position} cannot be understood")]
-    Event {
-        /// Its position.
-        position: Position,
-        /// Why.
-        #[source]
-        source: EventError,
-    },
+    #[error("it is not understood")]
+    Event(#[source] EventError),
     /// A key in an event is not one that can be relied on.
-    #[error("event {position} brings a key that cannot be relied on")]
-    Key {
-        /// Its position.
-        position: Position,
-        /// Why.
-        #[source]
-        source: KeyError,
-    },
+    #[error("it brings a key that cannot be relied on")]
+    Key(#[source] KeyError),
     /// An issuer key comes without the root key's word, or under another key's id.
-    #[error("event {position} brings an issuer key that the root key has not signed")]
-    Endorsement {
-        /// Its position.
-        position: Position,
-        /// Why.
-        #[source]
-        source: TokenError,
-    },
+    #[error("it brings an issuer key that the root key has not signed")]
+    Endorsement(#[source] TokenError),
     /// The platform is initialized twice, or used before it is.
-    #[error("event {position} does not fit: position 1, and only it, initializes a platform")]
-    Initialization {
-        /// Its position.
-        position: Position,
-    },
+    #[error("it does not fit: position 1, and only it, initializes a platform")]
+    Initialization,
+}
+
+impl Fold for State {
+    const NAME: &'static str = "auth";
+    const VERSION: u32 = 1;
+    /// Whether something was taken back: a token, or all that somebody had.
+    type News = Revoked;
+    type Error = FoldError;
+
+    fn filter(&self) -> Filter {
+        Self::filter()
+    }
+
+    fn apply(&mut self, event: &Recorded) -> Result<Revoked, FoldError> {
+        self.change(event)
+    }
+}
+
+/// Whether an event took something back that had been given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Revoked {
+    /// It did: what is open may have to end.
+    Something,
+    /// It did not.
+    Nothing,
 }
 
 impl State {
@@ -94,12 +102,6 @@ impl State {
     #[must_use]
     pub fn filter() -> Filter {
         Filter::segments([&Segment::platform(), &Segment::auth()].map(SegmentGlob::from))
-    }
-
-    /// Position of the last event that was applied.
-    #[must_use]
-    pub const fn position(&self) -> Position {
-        self.position
     }
 
     /// The platform's root key; `None` before position 1.
@@ -175,47 +177,34 @@ impl State {
         Some(verifier.with_revocations(Arc::clone(&self.revocations)))
     }
 
-    /// Applies the next event and says whether auth now knows something else. Events of other
-    /// segments and types are skipped: what a tenant writes into its own segment counts for nothing
-    /// here, whatever type it gives it.
-    ///
-    /// # Errors
-    /// [`FoldError`]: auth must stop rather than go on without the event.
-    pub fn apply(&mut self, recorded: &Recorded) -> Result<bool, FoldError> {
-        let changed = self.change(recorded)?;
-        self.position = recorded.position;
-        Ok(changed)
-    }
-
-    fn change(&mut self, recorded: &Recorded) -> Result<bool, FoldError> {
-        let position = recorded.position;
+    /// Events of other segments and types are skipped: what a tenant writes into its own segment counts
+    /// for nothing here, whatever type it gives it.
+    fn change(&mut self, recorded: &Recorded) -> Result<Revoked, FoldError> {
         if ![Segment::platform(), Segment::auth()].contains(&recorded.segment) {
-            return Ok(false);
+            return Ok(Revoked::Nothing);
         }
-        let event = recorded
-            .event()
-            .map_err(|source| FoldError::Event { position, source })?;
-        match event {
-            Some(Event::PlatformInitialized(data)) => self.initialize(position, &data)?,
+        match recorded.event().map_err(FoldError::Event)? {
+            Some(Event::PlatformInitialized(data)) => self.initialize(recorded.position, &data)?,
             Some(Event::TenantCreated(data)) => {
                 self.tenants.insert(data.tenant);
             }
             Some(Event::IssuerKeyRotated(data)) => {
-                self.rotate(position, &data)?;
+                self.rotate(&data)?;
                 self.issuer_rev = recorded.rev;
             }
             Some(Event::UserRegistered(data)) => {
-                self.people.registered(&data.user, recorded.rev);
-                self.register(position, data)?;
+                let user = data.user.clone();
+                self.register(data)?;
+                self.people.registered(&user, recorded.rev);
             }
             Some(event) => return Ok(self.note(event, recorded)),
-            None => return Ok(false),
+            None => {}
         }
-        Ok(true)
+        Ok(Revoked::Nothing)
     }
 
     /// What cannot be wrong by itself.
-    fn note(&mut self, event: Event, recorded: &Recorded) -> bool {
+    fn note(&mut self, event: Event, recorded: &Recorded) -> Revoked {
         let rev = recorded.rev;
         match event {
             Event::UserInvited(data) => self.people.invited(data, rev),
@@ -225,15 +214,17 @@ impl State {
             Event::SessionsEnded(data) => {
                 Arc::make_mut(&mut self.revocations).end_sessions(&data.subject, data.upto);
                 self.people.touched(&data.subject, rev);
+                return Revoked::Something;
             }
-            Event::TokenIssued(data) => return self.tokens.issued(data, recorded),
-            Event::TokenUsed(data) => return self.tokens.used(&data),
+            Event::TokenIssued(data) => self.tokens.issued(data, recorded),
+            Event::TokenUsed(data) => self.tokens.used(&data),
             Event::TokenRevoked(data) => {
                 Arc::make_mut(&mut self.revocations).revoke(&data.jti);
+                return Revoked::Something;
             }
-            _ => return false,
+            _ => {}
         }
-        true
+        Revoked::Nothing
     }
 
     fn initialize(
@@ -242,25 +233,20 @@ impl State {
         data: &PlatformInitialized,
     ) -> Result<(), FoldError> {
         if position != Position(1) || self.root.is_some() {
-            return Err(FoldError::Initialization { position });
+            return Err(FoldError::Initialization);
         }
         let root = PublicKey::try_from(data.root_key);
-        self.root = Some(root.map_err(|source| FoldError::Key { position, source })?);
+        self.root = Some(root.map_err(FoldError::Key)?);
         Ok(())
     }
 
-    fn rotate(&mut self, position: Position, data: &IssuerKeyRotated) -> Result<(), FoldError> {
-        let root = self
-            .root
-            .as_ref()
-            .ok_or(FoldError::Initialization { position })?;
-        let refused = |source| FoldError::Endorsement { position, source };
-        verify_endorsement(root, &data.public, &data.signature).map_err(refused)?;
+    fn rotate(&mut self, data: &IssuerKeyRotated) -> Result<(), FoldError> {
+        let root = self.root.as_ref().ok_or(FoldError::Initialization)?;
+        verify_endorsement(root, &data.public, &data.signature).map_err(FoldError::Endorsement)?;
         if data.kid != data.public.id() {
-            return Err(refused(TokenError::UnknownKey));
+            return Err(FoldError::Endorsement(TokenError::UnknownKey));
         }
-        let key = PublicKey::try_from(data.public)
-            .map_err(|source| FoldError::Key { position, source })?;
+        let key = PublicKey::try_from(data.public).map_err(FoldError::Key)?;
         self.issuers.retain(|known| *known != key);
         self.issuers.push(key);
         if self.issuers.len() > ISSUER_KEYS_MAX {
@@ -269,9 +255,9 @@ impl State {
         Ok(())
     }
 
-    fn register(&mut self, position: Position, data: UserRegistered) -> Result<(), FoldError> {
+    fn register(&mut self, data: UserRegistered) -> Result<(), FoldError> {
         let key = data.key.map(PublicKey::try_from).transpose();
-        let key = key.map_err(|source| FoldError::Key { position, source })?;
+        let key = key.map_err(FoldError::Key)?;
         // Somebody's new key takes the place of the old one, and a key has one holder.
         self.by_key.retain(|_, user| *user != data.user);
         if let Some(key) = &key {

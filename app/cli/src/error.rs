@@ -210,9 +210,11 @@ pub(crate) const fn exit_of(code: ErrorCode) -> Exit {
         | ErrorCode::HeadTooLarge
         | ErrorCode::Internal
         | ErrorCode::NoLease
+        | ErrorCode::LeaseFenced
         | ErrorCode::AppUnreachable
         | ErrorCode::Unavailable
         | ErrorCode::LogDamaged
+        | ErrorCode::LogStored
         | ErrorCode::LogNoSpace => Exit::Platform,
     }
 }

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::{Deserialize, Serialize};
+use tabbify_api::fold;
 use tabbify_types::event::Event;
 use tabbify_types::event::v1::{InstanceRef, LeaseGranted, RunConfig};
 use tabbify_types::{
@@ -10,7 +12,7 @@ use tabbify_types::{
 };
 
 /// How far an instance has come. Only ever forwards.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Phase {
     /// It has a slot on a machine.
     Placed,
@@ -25,7 +27,7 @@ pub enum Phase {
 }
 
 /// An instance that has not ended, or whose end is not recorded yet.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Instance {
     /// The attempt that it belongs to.
     pub deploy: DeployId,
@@ -50,7 +52,7 @@ pub struct Instance {
 }
 
 /// A published version: what it takes to run it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Release {
     /// Digest of `artifact.json`.
     pub artifact: Digest,
@@ -59,7 +61,7 @@ pub struct Release {
 }
 
 /// The deploy under way.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rollout {
     /// The attempt.
     pub deploy: DeployId,
@@ -70,7 +72,7 @@ pub struct Rollout {
 }
 
 /// What gets the traffic.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Serving {
     /// The attempt that put it there.
     pub deploy: DeployId,
@@ -81,7 +83,7 @@ pub struct Serving {
 }
 
 /// Something that has not been answered yet.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cause {
     /// Its event's id: the answer's ids derive from it.
     pub id: EventId,
@@ -90,7 +92,7 @@ pub struct Cause {
 }
 
 /// The two sorts of causes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum What {
     /// Somebody wants a version in service.
     Deploy {
@@ -104,17 +106,20 @@ pub enum What {
         /// Which instance.
         of: InstanceRef,
         /// What it says, as it will be recorded.
+        #[serde(with = "fold::event")]
         event: Box<Event>,
     },
 }
 
 /// One app.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct App {
     /// Its tenant: only this tenant's segment speaks about it.
     pub tenant: Tenant,
     /// Revision of the app in its tenant's segment.
     pub rev: Rev,
+    /// Revision of the app in the mesh's segment, where its leases are.
+    pub mesh_rev: Rev,
     /// Published versions.
     pub releases: BTreeMap<VersionNumber, Release>,
     /// What is to be answered, by position.
@@ -124,6 +129,7 @@ pub struct App {
     /// The highest instance number given out.
     pub last_instance: InstanceId,
     /// The highest epoch given out, by slot.
+    #[serde(with = "fold::pairs")]
     pub epochs: BTreeMap<SlotId, Epoch>,
     /// The deploy under way.
     pub rollout: Option<Rollout>,
@@ -146,6 +152,7 @@ impl App {
         Self {
             tenant,
             rev: Rev(0),
+            mesh_rev: Rev(0),
             releases: BTreeMap::new(),
             open: BTreeMap::new(),
             instances: BTreeMap::new(),
@@ -158,6 +165,15 @@ impl App {
             leases: BTreeMap::new(),
             deploys: BTreeSet::new(),
         }
+    }
+
+    /// Whether a newer instance has taken the slot over, and gets the traffic: the lease of an earlier
+    /// one is not renewed. While the newer one is only starting, the one before it holds the slot.
+    #[must_use]
+    pub fn is_fenced(&self, lease: &LeaseGranted) -> bool {
+        let primary = self.serving.as_ref().map(|serving| serving.primary);
+        let primary = primary.and_then(|primary| self.leases.get(&primary));
+        primary.is_some_and(|primary| primary.slot == lease.slot && primary.epoch > lease.epoch)
     }
 
     /// The version that really serves: its instance has not ended.

@@ -1,35 +1,49 @@
-//! The shell: folds the log, appends what the plan says, answers who holds a lease.
+//! The coordinator as others hold it: what it answers, from what it has folded.
 
+use std::fmt;
 use std::net::{Ipv6Addr, SocketAddr};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
-use futures_util::FutureExt as _;
 use tabbify_api::BoxFuture;
-use tabbify_api::log::{AppendError, Delivery, EventLog, LogScope, ReadError, Subscribe};
+use tabbify_api::coordinator::Ask;
+use tabbify_api::fold::Fold as _;
+use tabbify_api::log::{AppendError, EventLog, LogScope};
 use tabbify_api::mesh::{Leases, ResolveError};
+use tabbify_process::fold::{Folded, Follow, FollowError, Link};
 use tabbify_process::{Clock, Importance, Tasks, chain};
 use tabbify_token::{DocumentType, Signer};
 use tabbify_types::event::EventError;
-use tabbify_types::{MeshKey, Position, Segment, SegmentGlob};
+use tabbify_types::{MeshKey, Position, Segment, SegmentGlob, Timestamp};
 
 use crate::Config;
-use crate::join::{JoinError, join};
-use crate::leases::{Candidates, find, lease};
-use crate::plan::{Step, plan};
+use crate::join::JoinError;
+use crate::leases::{Candidates, Holder, holder, lease};
+use crate::refusal::Refusal;
+use crate::shell::Shell;
+use crate::soft::Soft;
 use crate::state::{FoldError, State};
+use crate::stats::{Counters, Stats};
+use crate::watch::Watchers;
 
-/// LIMIT: attempts to join while others write at the same time.
-const JOIN_ATTEMPTS_MAX: usize = 16;
+/// How long answers are given from what was known when the log went away, unless it is said otherwise.
+pub const OUTAGE_GRACE: Duration = Duration::from_secs(24 * 3600);
+
+/// LIMIT: attempts to write a decision while others write at the same time.
+const ATTEMPTS_MAX: usize = 32;
+/// LIMIT: how long one's own append may take to be folded, or that of another.
+const FOLDED_WITHIN: Duration = Duration::from_secs(5);
+
+/// Gives the issuer's signer; asked for every signature, since the key that signs changes with a rotation.
+pub type Signers = Arc<dyn Fn() -> Signer + Send + Sync>;
 
 /// Why the coordinator cannot start or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The log cannot be read.
-    #[error("the log cannot be read")]
-    Read(#[source] ReadError),
     /// The log cannot be followed.
-    #[error("the log cannot be followed")]
-    Fold(#[source] FoldError),
+    #[error("what the coordinator knows cannot be read from the log")]
+    Follow(#[source] FollowError<FoldError>),
     /// The log does not take an append.
     #[error("the log does not take what was decided")]
     Append(#[source] AppendError),
@@ -41,66 +55,136 @@ pub enum StartError {
     Event(#[source] EventError),
 }
 
+/// How the coordinator works.
+#[derive(Clone)]
+pub struct Options {
+    /// Signs leases and certificates.
+    pub signers: Signers,
+    /// Where what it knows is stored, so that it starts while the log is down.
+    pub snapshots: Option<PathBuf>,
+    /// How long it answers from what it knows after the log went away; zero is not at all.
+    pub outage_grace: Duration,
+}
+
+impl Options {
+    /// With this signer, no snapshots and the grace of [`OUTAGE_GRACE`].
+    #[must_use]
+    pub fn new(signers: Signers) -> Self {
+        Self {
+            signers,
+            snapshots: None,
+            outage_grace: OUTAGE_GRACE,
+        }
+    }
+
+    /// The same, with snapshots in a directory.
+    #[must_use]
+    pub fn snapshots(mut self, dir: PathBuf) -> Self {
+        self.snapshots = Some(dir);
+        self
+    }
+}
+
+impl fmt::Debug for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Options")
+            .field("snapshots", &self.snapshots)
+            .field("outage_grace", &self.outage_grace)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How the coordinator stands to the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Health {
+    /// Everything up to here is known.
+    pub position: Position,
+    /// Whether the log is being followed.
+    pub link: Link,
+    /// How old what is known may be, at most.
+    pub age: Duration,
+}
+
 /// Decides, and hands out leases. Clones are the same one.
 #[derive(Debug, Clone)]
-pub struct Coordinator(Arc<Inner>);
+pub struct Coordinator(pub(crate) Arc<Inner>);
 
-#[derive(Debug)]
-struct Inner {
-    state: Arc<RwLock<State>>,
+pub(crate) struct Inner {
+    pub(crate) folded: Folded<State>,
+    pub(crate) log: Arc<dyn EventLog>,
+    pub(crate) soft: Soft,
+    pub(crate) watchers: Watchers,
+    pub(crate) counters: Counters,
     candidates: Candidates,
-    signer: Signer,
+    options: Options,
     clock: Arc<dyn Clock>,
 }
 
 impl Coordinator {
-    /// Replays the log, makes this machine a member, then decides in the task `coordinator`.
+    /// Replays the log, or begins with a snapshot while the log is away; makes this machine a member,
+    /// then decides in the task `coordinator`.
     ///
     /// # Errors
     /// [`StartError`].
     pub async fn start(
         config: &Config,
         log: Arc<dyn EventLog>,
-        signer: Signer,
+        options: Options,
         clock: Arc<dyn Clock>,
         tasks: &Tasks,
     ) -> Result<Self, StartError> {
-        let state = Arc::new(RwLock::new(State::default()));
-        let events = log
-            .subscribe(State::filter(), Position(0))
-            .map_err(StartError::Read)?;
-        let mut shell = Shell {
-            log,
-            events,
-            state: Arc::clone(&state),
-            settled: Position(0),
-            live: false,
-        };
-        shell.catch_up().await?;
-        shell.join(config).await?;
-        shell.live = true;
+        Self::begin(Some(config), log, options, clock, tasks).await
+    }
+
+    /// As [`Coordinator::start`], on a machine that is no member of the mesh by itself.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub async fn start_apart(
+        log: Arc<dyn EventLog>,
+        options: Options,
+        clock: Arc<dyn Clock>,
+        tasks: &Tasks,
+    ) -> Result<Self, StartError> {
+        Self::begin(None, log, options, clock, tasks).await
+    }
+
+    async fn begin(
+        member: Option<&Config>,
+        log: Arc<dyn EventLog>,
+        options: Options,
+        clock: Arc<dyn Clock>,
+        tasks: &Tasks,
+    ) -> Result<Self, StartError> {
+        let watchers = Watchers::default();
+        let dir = options.snapshots.as_deref();
+        let follow = Follow::open(State::default(), Arc::clone(&log), dir, Arc::clone(&clock));
+        let mut shell = Shell::new(Arc::clone(&log), follow, watchers.clone());
+        shell.catch_up().await.map_err(StartError::Follow)?;
+        if let Some(config) = member {
+            shell.join(config).await?;
+        }
+        let folded = shell.folded();
         let stop = tasks.token();
         tasks.spawn("coordinator", Importance::Essential, async move {
-            tokio::select! {
-                () = stop.cancelled() => {}
-                ended = shell.run() => match ended {
-                    Ok(()) => {}
-                    Err(error) => {
-                        tracing::error!(role = "coordinator", error = %chain(&error), "stopping");
-                    }
-                }
+            if let Err(error) = shell.run(stop).await {
+                tracing::error!(role = "coordinator", error = %chain(&error), "stopping");
             }
         });
         Ok(Self(Arc::new(Inner {
-            state,
+            folded,
+            log,
+            soft: Soft::default(),
+            watchers,
+            counters: Counters::default(),
             candidates: Candidates::default(),
-            signer,
+            options,
             clock,
         })))
     }
 
-    /// What the coordinator may do in the log: it reads what [`State::filter`] names, and writes
-    /// the same but for the reports, and the orders to hosts.
+    /// What the coordinator may do in the log: it reads what [`State`] folds, and writes the same but
+    /// for the reports and what is auth's, and the orders to hosts.
     #[must_use]
     pub fn log_scope() -> LogScope {
         let orders = "platform.hosts.*"
@@ -111,21 +195,112 @@ impl Coordinator {
         LogScope {
             actor: "service:coordinator".to_owned(),
             write: vec![peers, supervisors, SegmentGlob::all_apps(), orders],
-            read: State::filter().segments,
+            read: State::default().filter().segments,
         }
     }
 
-    fn signed(&self, address: Ipv6Addr) -> Result<String, ResolveError> {
+    /// How it stands to the log.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        let now = self.now();
+        self.0.folded.read(|view| Health {
+            position: view.position,
+            link: view.link.clone(),
+            age: view.age(now),
+        })
+    }
+
+    /// What was answered and refused so far.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.0.counters.stats(self.0.watchers.delivered())
+    }
+
+    /// When a machine was last heard over the network, by this coordinator.
+    #[must_use]
+    pub fn last_heard(&self, host: &tabbify_types::HostName) -> Option<Timestamp> {
+        self.0.soft.last_heard(host)
+    }
+
+    pub(crate) fn now(&self) -> Timestamp {
+        self.0.clock.now()
+    }
+
+    pub(crate) fn signer(&self) -> Signer {
+        (self.0.options.signers)()
+    }
+
+    /// Looks at what is known, unless that is too old to act on.
+    pub(crate) fn read<T>(&self, look: impl FnOnce(&State) -> T) -> Result<T, Refusal> {
+        let now = self.now();
+        self.0.folded.read(|view| {
+            let age = view.age(now);
+            if age > self.0.options.outage_grace {
+                let text = format!("the log has been away for {} s", age.as_secs());
+                return Err(Refusal::Unavailable(text));
+            }
+            Ok(look(&view.state))
+        })
+    }
+
+    /// Waits until what is in the log by now is known, or for a while.
+    pub(crate) async fn catch_up(&self) {
+        let head = self.0.log.head();
+        self.0.folded.reach(head, FOLDED_WITHIN).await;
+    }
+
+    /// Writes what `decide` finds missing, until nothing is.
+    pub(crate) async fn settle<E: Into<Refusal>>(
+        &self,
+        decide: impl Fn(&State) -> Result<Option<tabbify_api::log::Append>, E>,
+    ) -> Result<(), Refusal> {
         let inner = &self.0;
-        let granted = {
-            let state = inner.state.read().unwrap_or_else(PoisonError::into_inner);
-            find(&state, address).cloned()
-        };
-        let granted = granted.ok_or(ResolveError::NoLease(address))?;
-        let candidates = inner.candidates.get(&granted.key);
-        let candidates = candidates.ok_or(ResolveError::NoLease(address))?;
-        let lease = lease(granted, candidates, inner.clock.now());
-        let signed = inner.signer.sign_document(DocumentType::Lease, &lease);
+        for _ in 0..ATTEMPTS_MAX {
+            let (decided, position) = inner
+                .folded
+                .read(|view| (decide(&view.state), view.position));
+            let Some(batch) = decided.map_err(Into::into)? else {
+                return Ok(());
+            };
+            match inner.log.append(batch).await {
+                Ok(appended) => {
+                    if inner.folded.reach(appended.last, FOLDED_WITHIN).await {
+                        return Ok(());
+                    }
+                    let text = "the log is not followed".to_owned();
+                    return Err(Refusal::Unavailable(text));
+                }
+                // Somebody was faster: what they wrote is there, or on its way.
+                Err(AppendError::Conflict { .. }) => {
+                    let next = Position(position.get() + 1);
+                    let theirs = inner.log.head().max(next);
+                    inner.folded.reach(theirs, FOLDED_WITHIN).await;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(Refusal::Unavailable("others keep writing".to_owned()))
+    }
+
+    /// Where whoever holds a lease may be reached, if somebody said so lately.
+    pub(crate) fn candidates(&self, holder: Holder<'_>) -> Option<Vec<SocketAddr>> {
+        let key = holder.key();
+        let heard = self.0.soft.candidates(holder.host(), &key, self.now());
+        heard.or_else(|| self.0.candidates.get(&key))
+    }
+
+    fn signed(&self, address: Ipv6Addr) -> Result<String, ResolveError> {
+        let found = self.read(|state| {
+            let found = holder(state, Ask::Address(address))?;
+            let Holder::Instance(granted) = found else {
+                return None;
+            };
+            Some((granted.clone(), self.candidates(found)?))
+        });
+        let found = found.map_err(|refusal| ResolveError::Unreachable(refusal.to_string()))?;
+        let (granted, candidates) = found.ok_or(ResolveError::NoLease(address))?;
+        let lease = lease(granted, candidates, self.now());
+        let signed = self.signer().sign_document(DocumentType::Lease, &lease);
         signed.map_err(|error| ResolveError::Refused(error.to_string()))
     }
 }
@@ -136,113 +311,18 @@ impl Leases for Coordinator {
     }
 
     fn report_candidates(&self, key: MeshKey, candidates: Vec<SocketAddr>) {
-        let state = self.0.state.read().unwrap_or_else(PoisonError::into_inner);
-        self.0
-            .candidates
-            .put(key, candidates, |key| state.keys.contains(key));
+        self.0.folded.read(|view| {
+            let in_use = |key: &MeshKey| view.state.keys.contains_key(key);
+            self.0.candidates.put(key, candidates, in_use);
+        });
     }
 }
 
-struct Shell {
-    log: Arc<dyn EventLog>,
-    events: Box<dyn Subscribe>,
-    state: Arc<RwLock<State>>,
-    /// Nothing is planned before the state has reached this: our own last append.
-    settled: Position,
-    /// Whether what comes now has just happened, rather than being replayed.
-    live: bool,
-}
-
-impl Shell {
-    async fn run(mut self) -> Result<(), StartError> {
-        loop {
-            // Everything that is there is folded first, so that a plan is made once for it all.
-            while let Some(delivery) = self.events.next().now_or_never() {
-                self.fold(&delivery.map_err(StartError::Read)?)?;
-            }
-            if !self.act().await? {
-                return Ok(());
-            }
-            let delivery = self.events.next().await.map_err(StartError::Read)?;
-            self.fold(&delivery)?;
-        }
-    }
-
-    async fn catch_up(&mut self) -> Result<(), StartError> {
-        loop {
-            let delivery = self.events.next().await.map_err(StartError::Read)?;
-            self.fold(&delivery)?;
-            if matches!(delivery, Delivery::CaughtUp(_)) {
-                let position = self.read(State::position);
-                tracing::info!(role = "coordinator", %position, "replayed");
-                return Ok(());
-            }
-        }
-    }
-
-    /// Makes the machine a member; several may do so at once, so a conflict means to look again.
-    async fn join(&mut self, config: &Config) -> Result<(), StartError> {
-        for _ in 0..JOIN_ATTEMPTS_MAX {
-            let batch = self
-                .read(|state| join(state, config))
-                .map_err(StartError::Join)?;
-            let Some(batch) = batch else { return Ok(()) };
-            match self.log.append(batch).await {
-                Ok(appended) => {
-                    while self.read(State::position) < appended.last {
-                        let delivery = self.events.next().await.map_err(StartError::Read)?;
-                        self.fold(&delivery)?;
-                    }
-                    return Ok(());
-                }
-                Err(AppendError::Conflict { .. }) => {
-                    let delivery = self.events.next().await.map_err(StartError::Read)?;
-                    self.fold(&delivery)?;
-                }
-                Err(error) => return Err(StartError::Append(error)),
-            }
-        }
-        Err(StartError::Join(JoinError::Contended))
-    }
-
-    /// Appends what is planned. `false` if the log is stopping.
-    async fn act(&mut self) -> Result<bool, StartError> {
-        let position = self.read(State::position);
-        if position < self.settled {
-            return Ok(true);
-        }
-        let steps = self.read(plan);
-        for Step { app, cause, batch } in steps.map_err(StartError::Event)? {
-            match self.log.append(batch).await {
-                Ok(appended) => self.settled = self.settled.max(appended.last),
-                // Somebody else wrote about the app; their event is on its way to us, and what is
-                // still to be done is planned again then.
-                Err(AppendError::Conflict { .. }) => {}
-                Err(AppendError::IdConflict { id }) if self.log.head() > position => {
-                    tracing::warn!(role = "coordinator", %app, %cause, %id, "answered by another");
-                }
-                Err(AppendError::Stopping) => return Ok(false),
-                Err(error) => return Err(StartError::Append(error)),
-            }
-        }
-        Ok(true)
-    }
-
-    fn fold(&mut self, delivery: &Delivery) -> Result<(), StartError> {
-        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        match delivery {
-            Delivery::Event(event) => {
-                let rejected = state.apply(event).map_err(StartError::Fold)?;
-                if let Some(rejected) = rejected.filter(|_| self.live) {
-                    tracing::warn!(role = "coordinator", position = %event.position, %rejected, "report");
-                }
-            }
-            Delivery::CaughtUp(position) | Delivery::Progress(position) => state.skip_to(*position),
-        }
-        Ok(())
-    }
-
-    fn read<T>(&self, with: impl FnOnce(&State) -> T) -> T {
-        with(&self.state.read().unwrap_or_else(PoisonError::into_inner))
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inner")
+            .field("watchers", &self.watchers)
+            .field("options", &self.options)
+            .finish_non_exhaustive()
     }
 }

@@ -1,9 +1,16 @@
-//! Makes a machine a member of the mesh and a place for apps. Pure; says nothing if it is already.
+//! Makes a machine a member of the mesh and a place for apps, or ends that. Pure; says nothing if it is
+//! so already.
+//!
+//! Every batch that gives a number to a machine, or another key, writes `network_allocated` again under
+//! the network's key with the revision that it has seen: of two coordinators that decide at the same
+//! time, the log takes one, and the other looks again. So no number and no key is given twice.
 
 use tabbify_api::log::{Append, Expect};
-use tabbify_types::event::v1::{NetworkAllocated, PeerJoined, SupervisorJoined};
+use tabbify_types::event::v1::{
+    AllowRule, Capability, NetworkAllocated, PeerJoined, PeerLeft, PolicyChanged, SupervisorJoined,
+};
 use tabbify_types::event::{Event, EventError};
-use tabbify_types::{HostUla, NewEvent, Segment};
+use tabbify_types::{HostName, HostUla, MeshKey, NewEvent, Segment, Tenant};
 
 use crate::Config;
 use crate::state::State;
@@ -13,15 +20,19 @@ const NETWORK: &str = "main";
 /// Its number.
 const NETWORK_NUMBER: u16 = 1;
 
+/// Begins the tag that says whose apps a machine may run. The coordinator writes it from the join
+/// token's tenant; a token's own tags cannot begin so.
+const TENANT_TAG: &str = "tenant:";
+
 /// Why a machine cannot join.
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {
     /// Every number of the network is taken.
     #[error("network {NETWORK} has no number left for another machine")]
     Full,
-    /// Another machine has the same WireGuard key.
-    #[error("machine {0} has the same WireGuard key: every machine needs its own")]
-    KeyTaken(tabbify_types::HostName),
+    /// Another machine or an instance has the same WireGuard key.
+    #[error("{0} has the same WireGuard key: every machine needs its own")]
+    KeyTaken(String),
     /// Others kept writing about the same machine.
     #[error("another process keeps joining under the same name")]
     Contended,
@@ -30,79 +41,140 @@ pub enum JoinError {
     Event(#[source] EventError),
 }
 
+/// The tags of a machine that may run apps of `tenant`, from those that its token claims.
+#[must_use]
+pub(crate) fn tags_for(tenant: &Tenant, claimed: &[String]) -> Vec<String> {
+    let own = claimed.iter().filter(|tag| !tag.starts_with(TENANT_TAG));
+    let mut tags: Vec<String> = own.cloned().collect();
+    if *tenant != Tenant::system() {
+        tags.push(format!("{TENANT_TAG}{tenant}"));
+    }
+    tags
+}
+
+/// The tenant whose apps a machine with these tags may run; `system` for all.
+#[must_use]
+pub(crate) fn tenant_of(tags: &[String]) -> Tenant {
+    let mut named = tags.iter().filter_map(|tag| tag.strip_prefix(TENANT_TAG));
+    let tenant = named.find_map(|slug| slug.parse().ok());
+    tenant.unwrap_or_else(Tenant::system)
+}
+
+/// Of what a machine has seen work on itself, what its token allows it to be used for.
+#[must_use]
+pub(crate) fn allowed(seen: Vec<Capability>, admitted: &[String]) -> Vec<Capability> {
+    let mut seen = seen;
+    seen.retain(|capability| admitted.contains(&capability.runtime));
+    seen
+}
+
 /// What is missing in the log for the machine to be a member; `None` if nothing is. Written only if
-/// nobody joins at the same time under the same name.
+/// nobody joins at the same time.
 ///
 /// # Errors
 /// [`JoinError`].
 pub fn join(state: &State, config: &Config) -> Result<Option<Append>, JoinError> {
-    let mut events = Vec::new();
-    let mut put = |segment: &Segment, key: &str, event: &Event| {
-        let event = NewEvent::new(segment.clone(), key, event).map_err(JoinError::Event)?;
-        events.push(event);
-        Ok(())
-    };
     let (peers, supervisors) = (Segment::peers(), Segment::supervisors());
     let name = config.host.as_str();
-    let number = state
-        .networks
-        .get(NETWORK)
-        .copied()
-        .unwrap_or(NETWORK_NUMBER);
-    if !state.networks.contains_key(NETWORK) {
+    let known = state.networks.get(NETWORK).copied();
+    let number = known.unwrap_or(NETWORK_NUMBER);
+    let mut batch = Draft::new(state);
+    let joined = peer(state, config, number)?;
+    if state.hosts.get(&config.host) != Some(&joined) {
         let network = NetworkAllocated {
             network: NETWORK.to_owned(),
             number,
         };
-        put(&peers, NETWORK, &network.into())?;
+        batch.put(&peers, NETWORK, &network.into())?;
+        batch.put(&peers, name, &joined.into())?;
     }
-    let joined = peer(state, config, number)?;
-    if state.hosts.get(&config.host) != Some(&joined) {
-        put(&peers, name, &joined.into())?;
-    }
-    if state.supervisors.get(&config.host) != Some(&config.capabilities) {
+    let known = state.supervisors.get(&config.host);
+    let none = known.is_none() && config.capabilities.is_empty();
+    if known != Some(&config.capabilities) && !none {
         let (host, capabilities) = (config.host.clone(), config.capabilities.clone());
-        put(
-            &supervisors,
-            name,
-            &SupervisorJoined { host, capabilities }.into(),
-        )?;
+        let supervisor = SupervisorJoined { host, capabilities };
+        batch.put(&supervisors, name, &supervisor.into())?;
     }
-    if events.is_empty() {
-        return Ok(None);
+    Ok(batch.finish())
+}
+
+/// What is missing in the log for the machine to be no member; `None` if it is none.
+///
+/// # Errors
+/// [`JoinError::Event`].
+pub fn leave(state: &State, host: &HostName) -> Result<Option<Append>, JoinError> {
+    let mut batch = Draft::new(state);
+    if state.hosts.contains_key(host) {
+        let left = PeerLeft { host: host.clone() };
+        batch.put(&Segment::peers(), host.as_str(), &left.into())?;
     }
-    // One machine joins per process for now. When others join over the network, the coordinator
-    // that answers them must also fence the number it gives, which no revision here does.
-    let mut batch = Append::of(events);
-    for (segment, key) in [(&peers, NETWORK), (&peers, name), (&supervisors, name)] {
-        let known = state.revs.get(&(segment.clone(), key.to_owned()));
-        let expect = known.map_or(Expect::None, |rev| Expect::Rev(*rev));
-        let twice = batch
-            .expect
-            .iter()
-            .any(|it| it.segment == *segment && it.key == key);
-        if !twice {
-            batch = batch.expecting(segment.clone(), key, expect);
+    Ok(batch.finish())
+}
+
+/// The rules of a tenant as somebody wants them; `None` if they are so already.
+///
+/// # Errors
+/// [`JoinError::Event`].
+pub(crate) fn change_policy(
+    state: &State,
+    tenant: &Tenant,
+    allow: &[AllowRule],
+) -> Result<Option<Append>, JoinError> {
+    let mut batch = Draft::new(state);
+    if state.policy.rules(tenant) != allow {
+        let (tenant, allow) = (tenant.clone(), allow.to_vec());
+        let key = tenant.to_string();
+        let changed = PolicyChanged { tenant, allow };
+        batch.put(&Segment::peers(), &key, &changed.into())?;
+    }
+    Ok(batch.finish())
+}
+
+/// A batch in which every event expects the revision that the state has seen.
+struct Draft<'a> {
+    state: &'a State,
+    batch: Append,
+}
+
+impl<'a> Draft<'a> {
+    fn new(state: &'a State) -> Self {
+        Self {
+            state,
+            batch: Append::default(),
         }
     }
-    Ok(Some(batch))
+
+    fn put(&mut self, segment: &Segment, key: &str, event: &Event) -> Result<(), JoinError> {
+        let new = NewEvent::new(segment.clone(), key, event).map_err(JoinError::Event)?;
+        self.batch.events.push(new);
+        // A machine may be called like its network: what is expected is said once for both.
+        let mut expected = self.batch.expect.iter();
+        if expected.any(|it| it.segment == *segment && it.key == key) {
+            return Ok(());
+        }
+        let known = self.state.revs.get(&(segment.clone(), key.to_owned()));
+        let expect = known.map_or(Expect::None, |rev| Expect::Rev(*rev));
+        let batch = std::mem::take(&mut self.batch);
+        self.batch = batch.expecting(segment.clone(), key, expect);
+        Ok(())
+    }
+
+    fn finish(self) -> Option<Append> {
+        (!self.batch.events.is_empty()).then_some(self.batch)
+    }
 }
 
 /// The machine as it is to stand in the log: its number is kept, or the next that nobody ever had.
 fn peer(state: &State, config: &Config, network_number: u16) -> Result<PeerJoined, JoinError> {
-    let same_key = |peer: &&PeerJoined| peer.key == config.key && peer.host != config.host;
-    if let Some(other) = state.hosts.values().find(same_key) {
-        return Err(JoinError::KeyTaken(other.host.clone()));
+    if let Some(other) = other_with(state, &config.key, &config.host) {
+        return Err(JoinError::KeyTaken(other));
     }
-    let last = state
-        .hosts
-        .values()
-        .map(|peer| peer.index)
-        .max()
-        .unwrap_or(0);
     let index = match state.hosts.get(&config.host) {
         Some(known) => known.index,
-        None => last.checked_add(1).ok_or(JoinError::Full)?,
+        None => {
+            let last = state.last_index.get(NETWORK).copied().unwrap_or(0);
+            last.checked_add(1).ok_or(JoinError::Full)?
+        }
     };
     Ok(PeerJoined {
         host: config.host.clone(),
@@ -112,4 +184,46 @@ fn peer(state: &State, config: &Config, network_number: u16) -> Result<PeerJoine
         key: config.key,
         tags: config.tags.clone(),
     })
+}
+
+fn other_with(state: &State, key: &MeshKey, host: &HostName) -> Option<String> {
+    if let Some(other) = state.host_keys.get(key).filter(|other| *other != host) {
+        return Some(format!("machine {other}"));
+    }
+    let instance = state.keys.get(key)?;
+    Some(format!(
+        "instance {} of {}",
+        instance.instance, instance.app
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_cannot_claim_a_tenant_by_tag() {
+        let other: Tenant = "other".parse().unwrap();
+        let claimed = ["gpu".to_owned(), "tenant:main".to_owned()];
+        let tags = tags_for(&other, &claimed);
+        assert_eq!(tags, ["gpu", "tenant:other"]);
+        assert_eq!(tenant_of(&tags), other);
+        let tags = tags_for(&Tenant::system(), &claimed);
+        assert_eq!(tags, ["gpu"]);
+        assert_eq!(tenant_of(&tags), Tenant::system());
+    }
+
+    #[test]
+    fn a_machine_is_used_for_what_its_token_allows() {
+        let seen = |runtime: &str| Capability {
+            runtime: runtime.to_owned(),
+            works: true,
+            detail: String::new(),
+        };
+        let counted = allowed(
+            vec![seen("docker"), seen("wasm-http")],
+            &["docker".to_owned()],
+        );
+        assert_eq!(counted, [seen("docker")]);
+    }
 }

@@ -5,33 +5,106 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use tabbify_api::coordinator::{Ask, CANDIDATES_MAX, HostLease};
 use tabbify_api::mesh::Lease;
-use tabbify_types::event::v1::LeaseGranted;
-use tabbify_types::{AppUla, InstanceId, InstanceUla, MeshKey, Timestamp};
+use tabbify_api::policy::{Party, Who};
+use tabbify_types::event::v1::{LeaseGranted, PeerJoined};
+use tabbify_types::{AppUla, HostName, InstanceId, InstanceUla, MeshKey, Timestamp};
 
+use crate::join::tenant_of;
 use crate::state::State;
 
 /// How long a lease lasts; its holder renews at half of it.
 pub const LEASE_LIFE: Duration = Duration::from_secs(10 * 60);
 
-/// LIMIT: outer addresses of one instance; the rest of a report is dropped.
-const CANDIDATES_MAX: usize = 16;
 /// LIMIT: keys whose outer addresses are remembered. Instances that end give theirs back.
 const KEYS_MAX: usize = 8192;
+
+/// Whoever holds an address or a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holder<'a> {
+    /// An instance of an app.
+    Instance(&'a LeaseGranted),
+    /// A machine.
+    Host(&'a PeerJoined),
+}
+
+impl Holder<'_> {
+    /// Its WireGuard key.
+    #[must_use]
+    pub const fn key(&self) -> MeshKey {
+        match self {
+            Self::Instance(lease) => lease.key,
+            Self::Host(peer) => peer.key,
+        }
+    }
+
+    /// The machine it runs on, or is.
+    #[must_use]
+    pub const fn host(&self) -> &HostName {
+        match self {
+            Self::Instance(lease) => &lease.host,
+            Self::Host(peer) => &peer.host,
+        }
+    }
+
+    /// What policy knows of it.
+    #[must_use]
+    pub fn party(&self) -> Party {
+        match self {
+            Self::Instance(lease) => Party {
+                who: Who::App(lease.app),
+                tenant: lease.tenant.clone(),
+                tags: Vec::new(),
+            },
+            Self::Host(peer) => Party {
+                who: Who::Host(peer.host.clone()),
+                tenant: tenant_of(&peer.tags),
+                tags: peer.tags.clone(),
+            },
+        }
+    }
+}
+
+/// Who is asked for.
+#[must_use]
+pub fn holder(state: &State, ask: Ask) -> Option<Holder<'_>> {
+    match ask {
+        Ask::Key(key) => with_key(state, &key),
+        Ask::Address(address) => match state.host_addresses.get(&address) {
+            Some(host) => state.hosts.get(host).map(Holder::Host),
+            None => find(state, address).map(Holder::Instance),
+        },
+    }
+}
+
+fn with_key<'a>(state: &'a State, key: &MeshKey) -> Option<Holder<'a>> {
+    if let Some(host) = state.host_keys.get(key) {
+        return state.hosts.get(host).map(Holder::Host);
+    }
+    let of = state.keys.get(key)?;
+    let lease = state.apps.get(&of.app)?.leases.get(&of.instance)?;
+    (lease.key == *key).then_some(Holder::Instance(lease))
+}
 
 /// The lease behind an address: of the primary for an app's, of the instance for an instance's.
 #[must_use]
 pub fn find(state: &State, address: Ipv6Addr) -> Option<&LeaseGranted> {
-    let (app_address, instance) = match InstanceUla::try_from(address) {
-        Ok(_) => split(address),
-        Err(_) => (AppUla::try_from(address).ok()?.addr(), None),
-    };
+    let (app_address, instance) = parts(address)?;
     let app = state.apps.get(state.addresses.get(&app_address)?)?;
     let instance = match instance {
         Some(instance) => instance,
         None => app.serving.as_ref()?.primary,
     };
     app.leases.get(&instance)
+}
+
+/// The app's address behind an address of it or of an instance of it, and which instance.
+fn parts(address: Ipv6Addr) -> Option<(Ipv6Addr, Option<InstanceId>)> {
+    match InstanceUla::try_from(address) {
+        Ok(_) => Some(split(address)),
+        Err(_) => Some((AppUla::try_from(address).ok()?.addr(), None)),
+    }
 }
 
 /// An instance address as its app's address and its number; see `tabbify_types::ula`.
@@ -44,7 +117,8 @@ fn split(address: Ipv6Addr) -> (Ipv6Addr, Option<InstanceId>) {
     )
 }
 
-/// Outer addresses, as supervisors report them: soft state, never in the log.
+/// Outer addresses, as the supervisor of this process reports them: soft state, never in the log. What
+/// comes over the network is kept apart, see [`crate::soft`].
 #[derive(Debug, Default)]
 pub(crate) struct Candidates(Mutex<BTreeMap<MeshKey, Vec<SocketAddr>>>);
 
@@ -91,6 +165,23 @@ pub(crate) fn lease(granted: LeaseGranted, candidates: Vec<SocketAddr>, now: Tim
         instance: granted.instance,
         key: granted.key,
         host: granted.host,
+        candidates,
+        not_after: now.plus(LEASE_LIFE),
+    }
+}
+
+/// The same of a machine.
+pub(crate) fn host_lease(
+    peer: PeerJoined,
+    candidates: Vec<SocketAddr>,
+    now: Timestamp,
+) -> HostLease {
+    HostLease {
+        tenant: tenant_of(&peer.tags),
+        host: peer.host,
+        address: peer.address,
+        tags: peer.tags,
+        key: peer.key,
         candidates,
         not_after: now.plus(LEASE_LIFE),
     }

@@ -1,8 +1,9 @@
 //! Picks a machine for an instance. Pure; the same state gives the same machine.
 
-use tabbify_types::HostName;
 use tabbify_types::event::v1::RuntimeKind;
+use tabbify_types::{HostName, Tenant};
 
+use crate::join::tenant_of;
 use crate::state::State;
 
 /// The name of a runtime, as capabilities and manifests write it.
@@ -15,19 +16,21 @@ pub const fn runtime_name(runtime: RuntimeKind) -> &'static str {
     }
 }
 
-/// The machine that has been seen to run `runtime` and has the fewest instances; of several, the
-/// first by name.
+/// The machine that may run apps of `tenant`, has been seen to run `runtime` and has the fewest
+/// instances; of several, the first by name.
 ///
 /// # Errors
 /// Why no machine can, for people.
-pub fn pick(state: &State, runtime: RuntimeKind) -> Result<HostName, String> {
+pub fn pick(state: &State, tenant: &Tenant, runtime: RuntimeKind) -> Result<HostName, String> {
     let name = runtime_name(runtime);
-    let load = |host: &HostName| {
-        let instances = state.apps.values().flat_map(|app| app.instances.values());
-        instances.filter(|instance| instance.host == *host).count()
+    let load = |host: &HostName| state.load.get(host).copied().unwrap_or_default();
+    let admits = |host: &HostName| {
+        let peer = state.hosts.get(host);
+        let whose = peer.map(|peer| tenant_of(&peer.tags));
+        whose.is_some_and(|whose| whose == *tenant || whose == Tenant::system())
     };
     let able = state.supervisors.iter().filter(|(host, capabilities)| {
-        state.hosts.contains_key(*host)
+        admits(host)
             && capabilities
                 .iter()
                 .any(|capability| capability.works && capability.runtime == name)

@@ -41,14 +41,17 @@ pub struct Step {
     pub batch: Append,
 }
 
-/// The answers to the oldest open cause of each app.
+/// The answers to the oldest open cause of each app that has one: what it costs does not grow with the
+/// apps that are there.
 ///
 /// # Errors
 /// [`EventError`] if an event cannot be written: a fault of this program.
 pub fn plan(state: &State) -> Result<Vec<Step>, EventError> {
     let mut steps = Vec::new();
-    for (id, app) in &state.apps {
-        if let Some((position, cause)) = app.open.first_key_value() {
+    for id in &state.waiting {
+        if let Some(app) = state.apps.get(id)
+            && let Some((position, cause)) = app.open.first_key_value()
+        {
             steps.push(answer(state, *id, app, *position, cause)?);
         }
     }
@@ -102,7 +105,7 @@ fn begin(
     let Some(release) = app.releases.get(&version) else {
         return draft.fail(deploy, &format!("v{version} is not published."));
     };
-    let host = match pick(state, release.run.runtime) {
+    let host = match pick(state, &app.tenant, release.run.runtime) {
         Ok(host) => host,
         // What is under way goes on: a deploy that cannot begin takes nothing over.
         Err(why) => return draft.fail(deploy, &why),
@@ -240,6 +243,10 @@ impl<'a> Draft<'a> {
         let Some(living) = self.app.instances.get(&instance) else {
             return Ok(());
         };
+        // It may have shown its spawn ticket already.
+        if self.app.leases.contains_key(&instance) {
+            return Ok(());
+        }
         let lease = LeaseGranted {
             app: self.id,
             tenant: self.app.tenant.clone(),
@@ -322,7 +329,7 @@ impl<'a> Draft<'a> {
             return Ok(());
         };
         // If no machine can take it, it stays down, as its `app_failed` says.
-        let Ok(host) = pick(state, release.run.runtime) else {
+        let Ok(host) = pick(state, &app.tenant, release.run.runtime) else {
             return Ok(());
         };
         match self.place(serving.deploy, serving.version, host) {
@@ -366,8 +373,18 @@ impl<'a> Draft<'a> {
             Expect::Rev(self.app.rev)
         };
         let segment = Segment::apps(&self.app.tenant);
+        let leases = !self.mesh.is_empty();
         let events = [self.orders, self.mesh, self.facts].concat();
-        Append::of(events).expecting(segment, self.id.to_string(), expect)
+        let batch = Append::of(events).expecting(segment, self.id.to_string(), expect);
+        if !leases {
+            return batch;
+        }
+        // A lease is also given for a spawn ticket, which moves nothing in the tenant's segment.
+        let expect = match self.app.mesh_rev {
+            Rev(0) => Expect::None,
+            rev => Expect::Rev(rev),
+        };
+        batch.expecting(Segment::peers(), self.id.to_string(), expect)
     }
 }
 

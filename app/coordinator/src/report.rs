@@ -7,7 +7,7 @@ use tabbify_types::event::v1::{AppStarted, InstanceRef};
 use tabbify_types::event::{Event, EventError};
 use tabbify_types::{AppUla, HostName, InstanceUla, MeshKey, Position, Recorded, Timestamp};
 
-use crate::app::{App, Cause, Instance, Phase, What};
+use crate::app::{Cause, Instance, Phase, What};
 use crate::state::State;
 
 /// LIMIT: the text for people in a failure, in bytes.
@@ -80,7 +80,7 @@ fn judge(
         Event::AppStarted(data) => Some(check_started(state, data)?),
         _ => None,
     };
-    state.keys.extend(key);
+    state.keys.extend(key.map(|key| (key, of)));
     let Some(app) = state.apps.get_mut(&of.app) else {
         return Ok(());
     };
@@ -96,7 +96,7 @@ fn judge(
     if phase == Phase::Ended && instance.healthy_at.is_some_and(long) {
         app.replaced = 0;
     }
-    open(app, recorded, of, event);
+    open(state, recorded, of, event);
     Ok(())
 }
 
@@ -121,25 +121,24 @@ fn check_started(state: &State, data: &AppStarted) -> Result<MeshKey, String> {
     if !right {
         return Err("its addresses are not the instance's".to_owned());
     }
-    let host_has = state.hosts.values().any(|peer| peer.key == data.key);
-    if host_has || state.keys.contains(&data.key) {
+    if !state.may_have(&data.key, data.of) {
         return Err("its key belongs to another".to_owned());
+    }
+    let app = state.apps.get(&data.of.app);
+    let lease = app.and_then(|app| app.leases.get(&data.of.instance));
+    if lease.is_some_and(|lease| lease.key != data.key) {
+        return Err("another key has its lease".to_owned());
     }
     Ok(data.key)
 }
 
-fn open(app: &mut App, recorded: &Recorded, of: InstanceRef, event: Event) {
+fn open(state: &mut State, recorded: &Recorded, of: InstanceRef, event: Event) {
     let what = What::Report {
         of,
         event: Box::new(event),
     };
-    app.open.insert(
-        recorded.position,
-        Cause {
-            id: recorded.id,
-            what,
-        },
-    );
+    let id = recorded.id;
+    state.ask(of.app, recorded.position, Cause { id, what });
 }
 
 /// Draining is no phase: it is said once, between the request to stop and the end.
@@ -160,7 +159,7 @@ fn drained(
     if let Some(instance) = app.instances.get_mut(&of.instance) {
         instance.drained = true;
     }
-    open(app, recorded, of, event);
+    open(state, recorded, of, event);
     Ok(())
 }
 

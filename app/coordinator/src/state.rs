@@ -1,12 +1,16 @@
-//! What the coordinator knows: a pure fold of machines, apps and reports.
+//! What the coordinator knows: a pure fold of machines, apps, reports and policy.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv6Addr;
 
+use serde::{Deserialize, Serialize};
+use tabbify_api::coordinator::{Change, EndorsedKey};
+use tabbify_api::fold::{self, Fold};
 use tabbify_api::log::{Filter, Revs};
+use tabbify_api::policy::Policy;
 use tabbify_types::event::v1::{
-    AppPlaced, AppRegistered, Capability, DeployRequested, LeaseGranted, PeerJoined,
-    TrafficShifted, VersionPublished,
+    AppPlaced, AppRegistered, Capability, DeployRequested, InstanceRef, IssuerKeyRotated,
+    LeaseGranted, LeaseReleased, PeerJoined, TrafficShifted, VersionPublished,
 };
 use tabbify_types::event::{Event, EventError};
 use tabbify_types::{
@@ -17,23 +21,42 @@ use tabbify_types::{
 use crate::app::{App, Cause, Instance, Phase, Release, Rollout, Serving, What};
 use crate::report::{self, Rejected};
 
+/// Issuer keys that are told to members: as many as count at one time, and one for those that are late.
+const ISSUERS_TOLD: usize = 3;
+/// The type of event in `platform.auth` that concerns the coordinator; all else there does not.
+const ISSUER_KEY_ROTATED: &str = "issuer_key_rotated";
+
 /// The fold. Equal logs give equal states.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
-    position: Position,
     /// Numbers of networks, by name.
     pub networks: BTreeMap<String, u16>,
+    /// The highest number of a machine ever, by network.
+    pub last_index: BTreeMap<String, u16>,
     /// Machines of the mesh.
     pub hosts: BTreeMap<HostName, PeerJoined>,
+    /// The same by their keys.
+    pub host_keys: BTreeMap<MeshKey, HostName>,
+    /// The same by their addresses.
+    pub host_addresses: BTreeMap<Ipv6Addr, HostName>,
     /// Machines that can run apps, with what they can do.
     pub supervisors: BTreeMap<HostName, Vec<Capability>>,
+    /// How many instances each machine has that have not ended.
+    pub load: BTreeMap<HostName, usize>,
     /// Every app.
     pub apps: BTreeMap<AppId, App>,
+    /// Apps with something that is not answered yet.
+    pub waiting: BTreeSet<AppId>,
     /// WireGuard keys of living instances.
-    pub keys: BTreeSet<MeshKey>,
+    pub keys: BTreeMap<MeshKey, InstanceRef>,
     /// Apps by their address; the first to have it keeps it.
     pub addresses: BTreeMap<Ipv6Addr, AppId>,
-    /// Revisions of machines and networks.
+    /// Who may reach whom beside the default.
+    pub policy: Policy,
+    /// The newest issuer keys, oldest first.
+    pub issuers: Vec<EndorsedKey>,
+    /// Revisions of machines, networks and policies.
+    #[serde(with = "fold::pairs")]
     pub revs: Revs,
 }
 
@@ -51,10 +74,20 @@ pub enum FoldError {
     },
 }
 
+/// What an event told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum News {
+    /// A report that cannot be true; it has changed nothing.
+    Rejected(Rejected),
+    /// What watchers hear.
+    Changed(Change),
+}
+
 /// Where an event stands.
 enum Place {
     Peers,
     Supervisors,
+    Auth,
     Apps,
     Reports(HostName),
     Elsewhere,
@@ -68,6 +101,9 @@ impl Place {
         if *segment == Segment::supervisors() {
             return Self::Supervisors;
         }
+        if *segment == Segment::auth() {
+            return Self::Auth;
+        }
         if segment
             .tenant()
             .is_some_and(|tenant| Segment::apps(&tenant) == *segment)
@@ -80,119 +116,237 @@ impl Place {
     }
 }
 
-impl State {
-    /// What the fold reads.
-    #[must_use]
-    pub fn filter() -> Filter {
+impl Fold for State {
+    const NAME: &'static str = "coordinator";
+    const VERSION: u32 = 1;
+    type News = Option<News>;
+    type Error = FoldError;
+
+    fn filter(&self) -> Filter {
         Filter::segments([
             SegmentGlob::from(&Segment::peers()),
             SegmentGlob::from(&Segment::supervisors()),
+            SegmentGlob::from(&Segment::auth()),
             SegmentGlob::all_apps(),
             SegmentGlob::all_host_reports(),
         ])
     }
 
-    /// Position up to which the log has been looked at.
-    #[must_use]
-    pub const fn position(&self) -> Position {
-        self.position
-    }
-
-    /// Notes that nothing up to `position` concerns the coordinator.
-    pub fn skip_to(&mut self, position: Position) {
-        self.position = self.position.max(position);
-    }
-
-    /// Applies the next event. A report that cannot be true is returned and changes nothing.
-    ///
-    /// # Errors
-    /// [`FoldError`]: the coordinator must stop rather than go on without the event. What a host
-    /// writes into its reports can never do that.
-    pub fn apply(&mut self, recorded: &Recorded) -> Result<Option<Rejected>, FoldError> {
+    /// Fails where the coordinator must stop rather than go on without the event. What a host writes
+    /// into its reports can never do that.
+    fn apply(&mut self, recorded: &Recorded) -> Result<Option<News>, FoldError> {
         let position = recorded.position;
-        self.position = position;
-        let event = recorded.event();
-        match Place::of(&recorded.segment) {
-            Place::Reports(host) => Ok(report::take(self, &host, recorded, event).err()),
-            Place::Elsewhere => Ok(None),
-            place => {
-                let event = event.map_err(|source| FoldError::Event { position, source })?;
-                match (place, event) {
-                    (Place::Apps, event) => self.app_event(recorded, event),
-                    (_, Some(event)) => self.machine_event(recorded, event),
-                    (_, None) => {}
-                }
-                Ok(None)
+        let understood = |event: Result<Option<Event>, EventError>| {
+            event.map_err(|source| FoldError::Event { position, source })
+        };
+        Ok(match Place::of(&recorded.segment) {
+            Place::Reports(host) => {
+                let taken = report::take(self, &host, recorded, recorded.event());
+                taken.err().map(News::Rejected)
             }
+            Place::Auth if recorded.kind == ISSUER_KEY_ROTATED => {
+                match understood(recorded.event())? {
+                    Some(Event::IssuerKeyRotated(data)) => Some(self.issuer(data)),
+                    _ => None,
+                }
+            }
+            Place::Auth | Place::Elsewhere => None,
+            Place::Apps => {
+                let event = understood(recorded.event())?;
+                self.app_event(recorded, event).map(News::Changed)
+            }
+            Place::Peers | Place::Supervisors => {
+                let event = understood(recorded.event())?;
+                event.and_then(|event| self.mesh_event(recorded, event))
+            }
+        })
+    }
+}
+
+impl State {
+    /// Whether an instance may have `key`: nobody else does.
+    #[must_use]
+    pub fn may_have(&self, key: &MeshKey, of: InstanceRef) -> bool {
+        let others = self.keys.get(key).is_some_and(|known| *known != of);
+        !others && !self.host_keys.contains_key(key)
+    }
+
+    /// Notes what is to be answered.
+    pub(crate) fn ask(&mut self, id: AppId, position: Position, cause: Cause) {
+        if let Some(app) = self.apps.get_mut(&id) {
+            app.open.insert(position, cause);
+            self.waiting.insert(id);
         }
     }
 
-    fn machine_event(&mut self, recorded: &Recorded, event: Event) {
-        let key = (recorded.segment.clone(), recorded.key.clone());
-        match event {
+    fn issuer(&mut self, data: IssuerKeyRotated) -> News {
+        let (public, signature) = (data.public, data.signature);
+        self.issuers.retain(|known| known.public != public);
+        self.issuers.push(EndorsedKey { public, signature });
+        let late = self.issuers.len().saturating_sub(ISSUERS_TOLD);
+        self.issuers.drain(..late);
+        News::Changed(Change::Issuers)
+    }
+
+    fn mesh_event(&mut self, recorded: &Recorded, event: Event) -> Option<News> {
+        let change = match event {
             Event::NetworkAllocated(data) => {
                 self.networks.insert(data.network, data.number);
+                None
             }
-            Event::PeerJoined(data) => {
-                self.hosts.insert(data.host.clone(), data);
-            }
+            Event::PeerJoined(data) => Some(self.joined(data)),
+            Event::PeerLeft(data) => self.left(&data.host),
             Event::SupervisorJoined(data) => {
                 self.supervisors.insert(data.host, data.capabilities);
+                None
             }
-            Event::LeaseGranted(data) => return self.lease_granted(data),
-            Event::LeaseReleased(data) => {
-                if let Some(app) = self.apps.get_mut(&data.app) {
-                    app.leases.remove(&data.instance);
-                }
-                return;
+            Event::PolicyChanged(data) => {
+                self.policy.set(data.tenant.clone(), data.allow);
+                Some(Change::Policy {
+                    tenant: data.tenant,
+                })
             }
-            _ => return,
-        }
+            Event::LeaseGranted(data) => return self.granted(recorded, data).map(News::Changed),
+            Event::LeaseReleased(data) => return self.released(recorded, &data).map(News::Changed),
+            _ => return None,
+        };
+        let key = (recorded.segment.clone(), recorded.key.clone());
         self.revs.insert(key, recorded.rev);
+        change.map(News::Changed)
     }
 
-    fn lease_granted(&mut self, data: LeaseGranted) {
-        if let Some(app) = self.apps.get_mut(&data.app) {
-            app.leases.insert(data.instance, data);
+    fn joined(&mut self, data: PeerJoined) -> Change {
+        let last = self.last_index.entry(data.network.clone()).or_default();
+        *last = data.index.max(*last);
+        let (host, address, key) = (data.host.clone(), data.address, data.key);
+        let before = self.hosts.insert(host.clone(), data);
+        let gone = before.map(|before| {
+            self.host_addresses.remove(&before.address.addr());
+            self.host_keys.remove(&before.key);
+            before.key
+        });
+        self.host_keys.insert(key, host.clone());
+        self.host_addresses.insert(address.addr(), host.clone());
+        let gone = gone.filter(|gone| *gone != key);
+        Change::Host {
+            host,
+            address,
+            gone,
         }
+    }
+
+    fn left(&mut self, host: &HostName) -> Option<Change> {
+        let before = self.hosts.remove(host)?;
+        self.supervisors.remove(host);
+        self.host_addresses.remove(&before.address.addr());
+        self.host_keys.remove(&before.key);
+        Some(Change::Host {
+            host: before.host,
+            address: before.address,
+            gone: Some(before.key),
+        })
+    }
+
+    fn granted(&mut self, recorded: &Recorded, data: LeaseGranted) -> Option<Change> {
+        let app = self.apps.get_mut(&data.app)?;
+        app.mesh_rev = recorded.rev;
+        let (id, instance) = (data.app, data.instance);
+        let living = app.instances.get_mut(&instance)?;
+        living.key.get_or_insert(data.key);
+        self.keys
+            .insert(data.key, InstanceRef { app: id, instance });
+        app.leases.insert(instance, data);
+        Some(Change::App {
+            app: id,
+            gone: None,
+        })
+    }
+
+    fn released(&mut self, recorded: &Recorded, data: &LeaseReleased) -> Option<Change> {
+        let app = self.apps.get_mut(&data.app)?;
+        app.mesh_rev = recorded.rev;
+        let gone = app.leases.remove(&data.instance)?;
+        Some(Change::App {
+            app: data.app,
+            gone: Some(gone.key),
+        })
     }
 
     /// An event of a tenant's segment: counts for the tenant's own apps only.
-    fn app_event(&mut self, recorded: &Recorded, event: Option<Event>) {
+    fn app_event(&mut self, recorded: &Recorded, event: Option<Event>) -> Option<Change> {
         if let Some(Event::AppRegistered(data)) = &event {
             self.registered(recorded, data);
         }
-        let Ok(id) = recorded.key.parse::<AppId>() else {
-            return;
-        };
-        let Some(app) = self.apps.get_mut(&id) else {
-            return;
-        };
+        let id = recorded.key.parse::<AppId>().ok()?;
+        let app = self.apps.get_mut(&id)?;
         if Segment::apps(&app.tenant) != recorded.segment {
-            return;
+            return None;
         }
         app.rev = recorded.rev;
-        let Some(event) = event else { return };
+        let event = event?;
         if answers(&event)
             && let Some(cause) = recorded.cause
         {
             app.open.remove(&cause);
+            if app.open.is_empty() {
+                self.waiting.remove(&id);
+            }
         }
         match event {
             Event::VersionPublished(data) => published(app, data),
-            Event::DeployRequested(data) => requested(app, recorded, &data),
+            Event::DeployRequested(data) => self.requested(recorded, id, &data),
             Event::DeploySuperseded(data) => finished(app, data.deploy),
             Event::DeployFinished(data) => finished(app, data.deploy),
-            Event::AppPlaced(data) => placed(app, data),
+            Event::AppPlaced(data) => {
+                *self.load.entry(data.host.clone()).or_default() += 1;
+                placed(app, data);
+            }
             Event::AppStopRequested(data) => {
                 if let Some(instance) = app.instances.get_mut(&data.of.instance) {
                     instance.stop_requested = true;
                 }
             }
-            Event::TrafficShifted(data) => shifted(app, &data),
-            Event::AppFailed(data) => ended(app, &mut self.keys, data.of.instance),
-            Event::AppStopped(data) => ended(app, &mut self.keys, data.of.instance),
+            Event::TrafficShifted(data) => {
+                shifted(app, &data);
+                return Some(Change::App {
+                    app: id,
+                    gone: None,
+                });
+            }
+            Event::AppFailed(data) => self.ended(id, data.of.instance),
+            Event::AppStopped(data) => self.ended(id, data.of.instance),
             _ => {}
+        }
+        None
+    }
+
+    fn requested(&mut self, recorded: &Recorded, id: AppId, data: &DeployRequested) {
+        let Some(app) = self.apps.get_mut(&id) else {
+            return;
+        };
+        if app.deploys.insert(data.deploy) {
+            let what = What::Deploy {
+                deploy: data.deploy,
+                version: data.version,
+            };
+            let cause = Cause {
+                id: recorded.id,
+                what,
+            };
+            self.ask(id, recorded.position, cause);
+        }
+    }
+
+    fn ended(&mut self, id: AppId, instance: InstanceId) {
+        let app = self.apps.get_mut(&id);
+        let Some(ended) = app.and_then(|app| app.instances.remove(&instance)) else {
+            return;
+        };
+        if let Some(key) = ended.key {
+            self.keys.remove(&key);
+        }
+        if let Some(load) = self.load.get_mut(&ended.host) {
+            *load = load.saturating_sub(1);
         }
     }
 
@@ -228,22 +382,6 @@ fn published(app: &mut App, data: VersionPublished) {
         artifact: data.artifact,
         run: data.run,
     });
-}
-
-fn requested(app: &mut App, recorded: &Recorded, data: &DeployRequested) {
-    if app.deploys.insert(data.deploy) {
-        let what = What::Deploy {
-            deploy: data.deploy,
-            version: data.version,
-        };
-        app.open.insert(
-            recorded.position,
-            Cause {
-                id: recorded.id,
-                what,
-            },
-        );
-    }
 }
 
 fn finished(app: &mut App, deploy: DeployId) {
@@ -305,14 +443,4 @@ fn shifted(app: &mut App, data: &TrafficShifted) {
         version,
         primary,
     });
-}
-
-fn ended(app: &mut App, keys: &mut BTreeSet<MeshKey>, instance: InstanceId) {
-    if let Some(key) = app
-        .instances
-        .remove(&instance)
-        .and_then(|instance| instance.key)
-    {
-        keys.remove(&key);
-    }
 }

@@ -3,7 +3,8 @@
 use http::header::{AUTHORIZATION, COOKIE};
 use http::{HeaderMap, HeaderValue};
 use tabbify_api::apps::TOKEN_HEADER;
-use tabbify_api::auth::{AuthError, Authority, Identity, scope};
+use tabbify_api::auth::issue::{API_AUDIENCE, session_audience};
+use tabbify_api::auth::{AuthError, Revocations, Verified, scope};
 use tabbify_types::event::v1::Access;
 use tabbify_types::{AppId, Tenant};
 
@@ -11,6 +12,9 @@ use crate::error::Refusal;
 
 /// Name of the cookie that holds a browser's session with one app.
 pub(crate) const SESSION_COOKIE: &str = "tabbify_session";
+
+/// Kinds of tokens whose holders may call the node.
+const CALLERS: &[&str] = &["user", "agent"];
 
 /// LIMIT: session cookies that are tried; a neighbor that plants more only shuts itself out.
 const SESSIONS_MAX: usize = 4;
@@ -31,29 +35,25 @@ pub(crate) struct Door {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Admitted {
     /// The caller, if they belong to the app's tenant.
-    pub(crate) identity: Option<Identity>,
+    pub(crate) known: Option<Verified>,
     /// Whether `Authorization` holds a credential of ours, which the app must not get.
     pub(crate) authorization_is_ours: bool,
 }
 
-/// The caller of a REST call that needs `scope`.
+/// The caller of a REST call.
 ///
 /// # Errors
-/// [`Refusal::TokenMissing`], [`Refusal::Credential`], [`Refusal::Scope`].
-pub(crate) fn caller(
-    authority: &dyn Authority,
-    headers: &HeaderMap,
-    scope: Option<&'static str>,
-) -> Result<Identity, Refusal> {
+/// [`Refusal::TokenMissing`], [`Refusal::Credential`].
+pub(crate) fn caller(tokens: &dyn Revocations, headers: &HeaderMap) -> Result<Verified, Refusal> {
     let token = match token_header(headers)? {
         Some(token) => token,
         None => bearer(headers)?.ok_or(Refusal::TokenMissing)?,
     };
-    let identity = authority.verify(token).map_err(Refusal::Credential)?;
-    match scope {
-        Some(scope) if !identity.allows(scope) => Err(Refusal::Scope(scope)),
-        _ => Ok(identity),
-    }
+    check(tokens, token).map_err(Refusal::Credential)
+}
+
+fn check(tokens: &dyn Revocations, token: &str) -> Result<Verified, AuthError> {
+    tokens.check(token, CALLERS, API_AUDIENCE, None)
 }
 
 /// Whether a request may go to an app.
@@ -65,30 +65,28 @@ pub(crate) fn caller(
 /// [`Refusal::TokenMissing`], [`Refusal::Credential`], [`Refusal::Scope`]; [`Refusal::UnknownApp`] for an
 /// app of another tenant, so that nobody learns what others have.
 pub(crate) fn admit(
-    authority: &dyn Authority,
+    tokens: &dyn Revocations,
     headers: &HeaderMap,
     door: &Door,
 ) -> Result<Admitted, Refusal> {
     let token = token_header(headers)?
-        .map(|token| authority.verify(token).map_err(Refusal::Credential))
+        .map(|token| check(tokens, token).map_err(Refusal::Credential))
         .transpose()?;
     let session = door
         .by_host
-        .then(|| session(authority, headers, door.app))
+        .then(|| session(tokens, headers, door.app))
         .flatten();
-    let bearer = bearer(headers)?.map(|token| authority.verify(token));
+    let bearer = bearer(headers)?.map(|token| check(tokens, token));
     let authorization_is_ours = matches!(bearer, Some(Ok(_) | Err(AuthError::Expired(_))));
 
-    let admitted = |identity| Admitted {
-        identity,
+    let admitted = |known| Admitted {
+        known,
         authorization_is_ours,
     };
-    let of_tenant = |identity: &Identity| identity.tenant == door.tenant;
+    let of_tenant = |known: &Verified| known.tenant == door.tenant;
     let by_session = token.is_none() && matches!(session, Some(Ok(_)));
     let found = match (token, session, bearer) {
-        (Some(identity), _, _) | (None, Some(Ok(identity)), _) | (None, _, Some(Ok(identity))) => {
-            Ok(identity)
-        }
+        (Some(known), _, _) | (None, Some(Ok(known)), _) | (None, _, Some(Ok(known))) => Ok(known),
         (None, _, Some(Err(error))) | (None, Some(Err(error)), None) => {
             Err(Refusal::Credential(error))
         }
@@ -98,14 +96,14 @@ pub(crate) fn admit(
         // A name is told only to the caller's own tenant: in another it would mean someone else.
         Access::Public => Ok(admitted(found.ok().filter(of_tenant))),
         Access::Private => {
-            let identity = found?;
-            if !of_tenant(&identity) {
+            let known = found?;
+            if !of_tenant(&known) {
                 return Err(Refusal::UnknownApp(door.called.clone()));
             }
-            if !by_session && !identity.allows(scope::APP_OPEN) {
+            if !by_session && !known.allows_on(scope::APP_OPEN, door.app) {
                 return Err(Refusal::Scope(scope::APP_OPEN));
             }
-            Ok(admitted(Some(identity)))
+            Ok(admitted(Some(known)))
         }
     }
 }
@@ -143,10 +141,11 @@ fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
 
 /// The session among the cookies: the first that holds, else why the last one does not.
 fn session(
-    authority: &dyn Authority,
+    tokens: &dyn Revocations,
     headers: &HeaderMap,
     app: AppId,
-) -> Option<Result<Identity, AuthError>> {
+) -> Option<Result<Verified, AuthError>> {
+    let audience = session_audience(app);
     let mut refused = None;
     let cookies = headers.get_all(COOKIE).iter();
     let values = cookies
@@ -155,8 +154,8 @@ fn session(
         .filter_map(|cookie| cookie.trim().split_once('='))
         .filter(|(name, _)| *name == SESSION_COOKIE);
     for (_, value) in values.take(SESSIONS_MAX) {
-        match authority.verify_session(value, app) {
-            Ok(identity) => return Some(Ok(identity)),
+        match tokens.check(value, CALLERS, &audience, None) {
+            Ok(known) => return Some(Ok(known)),
             Err(error) => refused = Some(Err(error)),
         }
     }

@@ -13,6 +13,7 @@ use tokio::time::{Instant, Sleep};
 
 use crate::answer::BodyError;
 use crate::headers;
+use crate::leash::{Leash, PolledLeash, Revoked};
 use crate::pool::{Pool, Upstream};
 
 /// How an exchange goes, seen from all its ends.
@@ -115,10 +116,16 @@ pub(crate) struct RequestBody {
     inner: Option<Incoming>,
     progress: Arc<Progress>,
     idle: Idle,
+    leash: PolledLeash,
 }
 
 impl RequestBody {
-    pub(crate) fn new(inner: Incoming, progress: Arc<Progress>, idle: Duration) -> Self {
+    pub(crate) fn new(
+        inner: Incoming,
+        progress: Arc<Progress>,
+        idle: Duration,
+        leash: Leash,
+    ) -> Self {
         if inner.is_end_stream() {
             progress.set_request(RequestState::Done);
         }
@@ -130,6 +137,7 @@ impl RequestBody {
             inner: Some(inner),
             progress,
             idle,
+            leash: leash.polled(),
         }
     }
 
@@ -143,6 +151,7 @@ impl RequestBody {
             inner: None,
             progress,
             idle,
+            leash: Leash::default().polled(),
         }
     }
 }
@@ -159,12 +168,16 @@ impl Body for RequestBody {
         let Some(inner) = &mut this.inner else {
             return Poll::Ready(None);
         };
+        if this.leash.is_cut() {
+            this.progress.set_request(RequestState::Broken);
+            return Poll::Ready(Some(Err(Revoked.into())));
+        }
         match Pin::new(&mut *inner).poll_frame(cx) {
             Poll::Pending => {
                 this.progress.set_request(RequestState::AwaitsCaller);
-                let stalled = ready!(this.idle.poll(cx, &this.progress));
+                let ended = ready!(waited(&mut this.leash, &mut this.idle, cx, &this.progress));
                 this.progress.set_request(RequestState::Broken);
-                Poll::Ready(Some(Err(stalled.into())))
+                Poll::Ready(Some(Err(ended)))
             }
             Poll::Ready(Some(Ok(frame))) => {
                 this.progress.touch();
@@ -196,6 +209,19 @@ impl Body for RequestBody {
     }
 }
 
+/// Why there is nothing more to wait for.
+fn waited(
+    leash: &mut PolledLeash,
+    idle: &mut Idle,
+    cx: &mut Context<'_>,
+    progress: &Progress,
+) -> Poll<BodyError> {
+    match leash.poll(cx) {
+        Poll::Ready(revoked) => Poll::Ready(revoked.into()),
+        Poll::Pending => idle.poll(cx, progress).map(BodyError::from),
+    }
+}
+
 fn with_trailers(frame: Frame<Bytes>, change: impl Fn(HeaderMap) -> HeaderMap) -> Frame<Bytes> {
     match frame.into_trailers() {
         Ok(trailers) => Frame::trailers(change(trailers)),
@@ -205,7 +231,7 @@ fn with_trailers(frame: Frame<Bytes>, change: impl Fn(HeaderMap) -> HeaderMap) -
 
 /// An answer's body on its way to the caller. Holds the connection to the app: at the end of the
 /// body it goes back to the pool, and a body that is dropped before takes it down, so that the app
-/// learns at once that nobody listens.
+/// learns at once that nobody listens. It breaks off when the caller's token is revoked.
 #[derive(Debug)]
 pub(crate) struct AnswerBody {
     inner: Incoming,
@@ -213,6 +239,7 @@ pub(crate) struct AnswerBody {
     pool: Arc<Pool>,
     progress: Arc<Progress>,
     idle: Idle,
+    leash: PolledLeash,
 }
 
 impl AnswerBody {
@@ -222,6 +249,7 @@ impl AnswerBody {
         pool: Arc<Pool>,
         progress: Arc<Progress>,
         idle: Duration,
+        leash: Leash,
     ) -> Self {
         let idle = Idle {
             span: idle,
@@ -233,6 +261,7 @@ impl AnswerBody {
             pool,
             progress,
             idle,
+            leash: leash.polled(),
         };
         this.release_at_end();
         this
@@ -266,10 +295,13 @@ impl Body for AnswerBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
+        if this.leash.is_cut() {
+            return Poll::Ready(Some(Err(Revoked.into())));
+        }
         match Pin::new(&mut this.inner).poll_frame(cx) {
             Poll::Pending => {
-                let stalled = ready!(this.idle.poll(cx, &this.progress));
-                Poll::Ready(Some(Err(stalled.into())))
+                let ended = ready!(waited(&mut this.leash, &mut this.idle, cx, &this.progress));
+                Poll::Ready(Some(Err(ended)))
             }
             Poll::Ready(Some(Ok(frame))) => {
                 this.progress.touch();

@@ -1,6 +1,7 @@
 //! What the node is told, and every limit it keeps. This page is the documented place for them.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Port of the public listener.
@@ -53,6 +54,9 @@ pub struct Config {
     pub listen: Vec<SocketAddr>,
     /// The platform's own host; apps are hosts below it.
     pub base_host: String,
+    /// Where the view of the log is stored, so that the node starts while the log is away; without,
+    /// it waits for the log.
+    pub snapshots: Option<PathBuf>,
     /// Connections served at once.
     pub connections: usize,
     /// Times.
@@ -64,6 +68,7 @@ impl Default for Config {
         Self {
             listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, PORT))],
             base_host: "localhost".to_owned(),
+            snapshots: None,
             connections: CONNECTIONS_MAX,
             timeouts: Timeouts::default(),
         }

@@ -268,7 +268,7 @@ const fn read(error: &ReadError) -> ErrorCode {
     match error {
         ReadError::BeyondHead { .. } | ReadError::Forbidden { .. } => ErrorCode::BadRequest,
         ReadError::Damaged { .. } | ReadError::Refused { .. } => ErrorCode::Internal,
-        ReadError::Stopping => ErrorCode::Unavailable,
+        ReadError::Stored { .. } | ReadError::Stopping => ErrorCode::Unavailable,
     }
 }
 

@@ -13,13 +13,14 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::{Body as _, Incoming};
 use tabbify_api::apps::{ERROR_HEADER, runner_error};
-use tabbify_api::auth::Identity;
+use tabbify_api::auth::Verified;
 use tabbify_types::AppId;
 
 use crate::answer::Answer;
 use crate::body::{AnswerBody, Progress, RequestBody, RequestState};
 use crate::error::Refusal;
 use crate::headers::{self, Onward};
+use crate::leash::Leash;
 use crate::listen::Caller;
 use crate::node::Node;
 use crate::pool::Upstream;
@@ -38,8 +39,16 @@ pub(crate) struct Target {
     pub(crate) path: String,
     /// Where the app's root is, if it was addressed under the platform's own host.
     pub(crate) prefix: Option<String>,
-    pub(crate) identity: Option<Identity>,
+    /// Who asks, if they are the app's to know: with their token ends what it opened.
+    pub(crate) known: Option<Verified>,
     pub(crate) drop_authorization: bool,
+}
+
+/// What the ends of an exchange share.
+#[derive(Debug)]
+struct Passage {
+    progress: Arc<Progress>,
+    leash: Leash,
 }
 
 /// Sends `request` to the app and gives back what the app answers.
@@ -61,10 +70,14 @@ pub(crate) async fn forward(
         .then(|| headers::wanted_upgrade(request.headers()))
         .flatten();
     let caller_side = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
-    let progress = Arc::new(Progress::new());
-    let onward = onward_request(node, caller, request, &target, upgrade.as_ref(), &progress)?;
+    let passage = Passage {
+        progress: Arc::new(Progress::new()),
+        leash: Leash::of(&node.tokens, target.known.clone()),
+    };
+    let onward = onward_request(node, caller, request, &target, upgrade.as_ref(), &passage)?;
 
-    let (mut answer, upstream) = exchange(node, target.app, onward, &progress).await?;
+    let (mut answer, upstream) = exchange(node, target.app, onward, &passage).await?;
+    let Passage { progress, leash } = passage;
     let said = answer.headers().get(ERROR_HEADER);
     if let Some(code) = said
         .and_then(|value| value.to_str().ok())
@@ -86,7 +99,8 @@ pub(crate) async fn forward(
         };
         let headers = headers::to_caller(answer.headers(), by_path, true);
         let app_side = hyper::upgrade::on(&mut answer);
-        tunnel::run(node, caller, caller_side, (app_side, upstream), progress);
+        let sides = (caller_side, app_side, upstream);
+        tunnel::run(node, caller, sides, progress, leash);
         let mut switching = crate::answer::empty(StatusCode::SWITCHING_PROTOCOLS);
         *switching.headers_mut() = headers;
         return Ok(switching);
@@ -94,7 +108,7 @@ pub(crate) async fn forward(
     let (parts, body) = answer.into_parts();
     let pool = Arc::clone(&node.pool);
     let idle = node.config.timeouts.idle;
-    let body = AnswerBody::new(body, upstream, pool, progress, idle);
+    let body = AnswerBody::new(body, upstream, pool, progress, idle, leash);
     let mut answer = Response::new(body.boxed_unsync());
     *answer.status_mut() = parts.status;
     *answer.headers_mut() = headers::to_caller(&parts.headers, by_path, false);
@@ -119,7 +133,7 @@ fn onward_request(
     request: Request<Incoming>,
     target: &Target,
     upgrade: Option<&HeaderValue>,
-    progress: &Arc<Progress>,
+    passage: &Passage,
 ) -> Result<Request<RequestBody>, Refusal> {
     let (parts, body) = request.into_parts();
     let path = match parts.uri.query() {
@@ -130,10 +144,7 @@ fn onward_request(
     let onward = Onward {
         client: caller.address.ip(),
         host: caller.host.as_deref().unwrap_or(&node.urls.base),
-        user: target
-            .identity
-            .as_ref()
-            .map(|identity| identity.subject.as_str()),
+        user: target.known.as_ref().map(|known| known.subject.as_str()),
         prefix: target.prefix.as_deref(),
         drop_authorization: target.drop_authorization,
         upgrade,
@@ -144,7 +155,8 @@ fn onward_request(
         headers.remove(CONTENT_LENGTH);
     }
     let idle = node.config.timeouts.idle;
-    let mut request = Request::new(RequestBody::new(body, Arc::clone(progress), idle));
+    let (progress, leash) = (Arc::clone(&passage.progress), passage.leash.clone());
+    let mut request = Request::new(RequestBody::new(body, progress, idle, leash));
     *request.method_mut() = parts.method;
     *request.uri_mut() = Uri::from(path);
     *request.headers_mut() = headers;
@@ -163,12 +175,14 @@ async fn exchange(
     node: &Node,
     app: AppId,
     request: Request<RequestBody>,
-    progress: &Arc<Progress>,
+    passage: &Passage,
 ) -> Result<(Response<Incoming>, Upstream), Refusal> {
     let upstream = node.pool.get(app).await.map_err(Refusal::Dial)?;
     let kept = upstream.was_kept();
-    let spare = kept.then(|| spare_of(&request, progress)).flatten();
-    let refused = match attempt(node, upstream, request, progress).await {
+    let spare = kept
+        .then(|| spare_of(&request, &passage.progress))
+        .flatten();
+    let refused = match attempt(node, upstream, request, passage).await {
         Ok(answered) => return Ok(answered),
         Err(refused) => refused,
     };
@@ -180,7 +194,7 @@ async fn exchange(
         return Err(refused.error);
     };
     let upstream = node.pool.connect(app).await.map_err(Refusal::Dial)?;
-    let answered = attempt(node, upstream, request, progress).await;
+    let answered = attempt(node, upstream, request, passage).await;
     answered.map_err(|refused| refused.error)
 }
 
@@ -207,11 +221,16 @@ async fn attempt(
     node: &Node,
     mut upstream: Upstream,
     request: Request<RequestBody>,
-    progress: &Progress,
+    Passage { progress, leash }: &Passage,
 ) -> Result<(Response<Incoming>, Upstream), Refused> {
     progress.touch();
     let within = node.config.timeouts.first_byte;
     let sent = tokio::select! {
+        biased;
+        revoked = leash.cut() => {
+            let error = revoked.into();
+            return Err(Refused { error, unsent: None });
+        }
         sent = upstream.sender.try_send_request(request) => sent,
         () = progress.stalled(within) => {
             // Whoever was waited for is to blame.

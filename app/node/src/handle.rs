@@ -143,7 +143,7 @@ async fn step(
                 .projection
                 .read(|view| view.app_named(&tenant, &name).map(|app| app.id));
             let app = app.ok_or_else(|| Refusal::UnknownApp(name.to_string()))?;
-            open(node, app, &request.into_parts().0)
+            open(node, app, &request.into_parts().0).await
         }
         Route::Host { tenant, name } => {
             let look = |view: &View| Some(door(view.app_named(&tenant, &name)?, true, &name));
@@ -188,7 +188,7 @@ async fn enter(
     request: Request<Incoming>,
 ) -> Result<Answer, Refusal> {
     let admitted = door.and_then(|door| {
-        let admitted = authn::admit(&*node.authority, request.headers(), &door)?;
+        let admitted = authn::admit(&*node.tokens, request.headers(), &door)?;
         Ok((door.app, admitted))
     });
     match admitted {
@@ -197,7 +197,7 @@ async fn enter(
                 app,
                 path,
                 prefix,
-                identity: admitted.identity,
+                known: admitted.known,
                 drop_authorization: admitted.authorization_is_ours,
             };
             Box::pin(forward(node, caller, request, target)).await
@@ -211,17 +211,15 @@ async fn enter(
 }
 
 /// Exchanges the ticket of a link for a session with one app, and goes to its front page.
-fn open(node: &Node, app: AppId, parts: &Parts) -> Result<Answer, Refusal> {
+async fn open(node: &Node, app: AppId, parts: &Parts) -> Result<Answer, Refusal> {
     // A HEAD request is somebody looking at the link: it must not use it up.
     if parts.method != Method::GET {
         return Err(Refusal::MethodNotAllowed("GET"));
     }
     let query = Query::parse(parts.uri.query(), &["ticket"])?;
     let ticket = query.get("ticket").ok_or(Refusal::TokenMissing)?;
-    let session = node
-        .authority
-        .redeem_ticket(ticket, app)
-        .map_err(Refusal::Credential)?;
+    let session = node.authority.session(ticket, app).await;
+    let session = session.map_err(Refusal::Credential)?;
     let left = session
         .expires
         .secs()

@@ -8,14 +8,16 @@
 //! ```
 //!
 //! Tasks: `node projection` (essential: follows the log), `node pool` (closes old connections), and
-//! detached ones per connection, upstream, tunnel and aborted upload. Owns no channel but the
-//! watch that tells how far the view is.
+//! detached ones per connection, upstream, tunnel and aborted upload. Owns no channel but the fold's,
+//! which tells how far the view is.
 //!
 //! Invariants:
 //! - No credential or cookie of ours reaches an app, and no `x-tabbify-*` of a caller.
 //! - Bodies are never gathered on the way to or from an app.
 //! - What a handler answers follows from events in the log: nothing is kept here that a restart
 //!   would lose.
+//! - What a token opened ends when the token is revoked, also in the middle of a body.
+//! - With the log away, what was known is served, and nothing is taken that would have to be written.
 //! - Nothing listens beyond loopback.
 
 mod answer;
@@ -28,6 +30,7 @@ mod forward;
 mod framing;
 mod handle;
 mod headers;
+mod leash;
 mod listen;
 mod node;
 mod pool;

@@ -4,9 +4,10 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use object_store::ObjectStore;
-use tabbify_api::auth::Authority;
+use tabbify_api::auth::{Authority, Revocations};
 use tabbify_api::log::{EventLog, LogAccess};
 use tabbify_api::logs::AppLogs;
+use tabbify_process::fold::Follow;
 use tabbify_process::{Clock, Tasks};
 use tabbify_types::{AppId, VersionNumber};
 use tokio::sync::{Mutex, MutexGuard, Semaphore};
@@ -16,7 +17,7 @@ use crate::dial::Dial;
 use crate::pool::Pool;
 use crate::projection::Projection;
 use crate::rest::stored::Announced;
-use crate::view::Urls;
+use crate::view::{Noticed, Urls, View};
 
 /// What a node works with; everything that tests replace is behind a trait.
 #[derive(Debug, Clone)]
@@ -25,8 +26,10 @@ pub struct Deps {
     pub log: Arc<dyn EventLog>,
     /// The log for those who call the node: what they ask for is written in their name.
     pub writers: Arc<dyn LogAccess>,
-    /// Says who a token is.
+    /// Signs people in, and opens apps in browsers.
     pub authority: Arc<dyn Authority>,
+    /// Says who a token is, and when it counts no more.
+    pub tokens: Arc<dyn Revocations>,
     /// Reaches runners.
     pub dial: Arc<dyn Dial>,
     /// Holds artifacts.
@@ -53,11 +56,12 @@ pub(crate) struct Node {
     pub(crate) log: Arc<dyn EventLog>,
     pub(crate) writers: Arc<dyn LogAccess>,
     pub(crate) authority: Arc<dyn Authority>,
+    pub(crate) tokens: Arc<dyn Revocations>,
     pub(crate) store: Arc<dyn ObjectStore>,
     pub(crate) logs: Arc<dyn AppLogs>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) tasks: Tasks,
-    pub(crate) projection: Arc<Projection>,
+    pub(crate) projection: Projection,
     pub(crate) pool: Arc<Pool>,
     /// Bounds the memory of uploads.
     pub(crate) uploads: Semaphore,
@@ -67,25 +71,39 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    pub(crate) fn new(config: Config, urls: Urls, deps: Deps) -> Self {
+    /// The state, and what follows the log for it.
+    pub(crate) fn new(config: Config, urls: Urls, deps: Deps) -> (Self, Follow<View>) {
         let tasks = deps.tasks;
         let pool = Pool::new(deps.dial, tasks.clone(), config.timeouts.clone());
-        Self {
+        let pool = Arc::new(pool);
+        let (log, clock) = (Arc::clone(&deps.log), Arc::clone(&deps.clock));
+        let follow = Follow::open(View::default(), log, config.snapshots.as_deref(), clock);
+        // Before the view with it is seen, so that a request that has waited for a switch goes to the
+        // new instance.
+        let switched = Arc::clone(&pool);
+        let follow = follow.hear(move |heard| {
+            if let Noticed::Switched(app) = heard.news {
+                switched.switch(app);
+            }
+        });
+        let node = Self {
             config,
             urls,
             log: deps.log,
             writers: deps.writers,
             authority: deps.authority,
+            tokens: deps.tokens,
             store: deps.store,
             logs: deps.logs,
             clock: deps.clock,
             tasks,
-            projection: Arc::new(Projection::new()),
-            pool: Arc::new(pool),
+            projection: Projection::new(follow.folded()),
+            pool,
             uploads: Semaphore::new(UPLOADS_MAX),
             announced: std::sync::Mutex::default(),
             publishing: std::array::from_fn(|_| Mutex::new(())),
-        }
+        };
+        (node, follow)
     }
 
     /// Held while a version of `app` becomes the newest.

@@ -21,7 +21,7 @@ use hyper::body::Incoming;
 use percent_encoding::percent_decode_str;
 use tabbify_api::apps::Health;
 use tabbify_api::artifact::ArtifactPath;
-use tabbify_api::auth::{Identity, JWKS_PATH, TOKEN_PATH, WHOAMI_PATH};
+use tabbify_api::auth::{JWKS_PATH, TOKEN_PATH, Verified, WHOAMI_PATH};
 use tabbify_api::log::{Append, AppendError, Appended};
 use tabbify_types::{AppId, DeployId, NewEvent, RequestId, VersionNumber};
 
@@ -29,6 +29,7 @@ use self::query::Query;
 use crate::answer::{self, Answer};
 use crate::authn;
 use crate::error::Refusal;
+use crate::leash::Leash;
 use crate::listen::Caller;
 use crate::node::Node;
 use crate::view::App;
@@ -61,9 +62,28 @@ pub(crate) struct Call<'a> {
 }
 
 impl Call<'_> {
-    /// The caller, if they may do what `scope` names.
-    fn identity(&self, scope: Option<&'static str>) -> Result<Identity, Refusal> {
-        authn::caller(&*self.node.authority, &self.parts.headers, scope)
+    /// The caller, whatever they may do.
+    fn known(&self) -> Result<Verified, Refusal> {
+        authn::caller(&*self.node.tokens, &self.parts.headers)
+    }
+
+    /// The caller, if they may do what `scope` names in their whole tenant.
+    fn caller(&self, scope: &'static str) -> Result<Verified, Refusal> {
+        let known = self.known()?;
+        may(&known, scope)?;
+        Ok(known)
+    }
+
+    /// The caller, if they may do what `scope` names with `app`.
+    fn caller_on(&self, scope: &'static str, app: AppId) -> Result<Verified, Refusal> {
+        let known = self.known()?;
+        may_on(&known, scope, app)?;
+        Ok(known)
+    }
+
+    /// What ends with the caller's token.
+    fn leash(&self, known: Verified) -> Leash {
+        Leash::of(&self.node.tokens, Some(known))
     }
 
     fn query(&self, known: &[&str]) -> Result<Query, Refusal> {
@@ -73,12 +93,12 @@ impl Call<'_> {
     /// Looks at an app of the caller's tenant; those of others do not exist.
     pub(crate) fn app<T>(
         &self,
-        identity: &Identity,
+        known: &Verified,
         app: AppId,
         look: impl FnOnce(&App) -> T,
     ) -> Result<T, Refusal> {
         let found = self.node.projection.read(|view| {
-            let app = view.app(app).filter(|app| app.tenant == identity.tenant)?;
+            let app = view.app(app).filter(|app| app.tenant == known.tenant)?;
             Some(look(app))
         });
         found.ok_or_else(|| Refusal::UnknownApp(app.to_string()))
@@ -86,12 +106,12 @@ impl Call<'_> {
 
     /// Appends a batch in the caller's name, marked with this request's trace. An error is the
     /// log's own no, which the handler knows how to read.
-    async fn append(&self, caller: &Identity, mut batch: Append) -> Result<Appended, AppendError> {
+    async fn append(&self, caller: &Verified, mut batch: Append) -> Result<Appended, AppendError> {
         let trace = self.trace();
         for event in &mut batch.events {
             event.trace = Some(trace.clone());
         }
-        self.node.writers.of(caller).append(batch).await
+        self.node.writers.of(&caller.identity()).append(batch).await
     }
 
     /// Waits until the view has what was just appended: callers read their own writes.
@@ -178,7 +198,7 @@ pub(crate) async fn serve(
         Endpoint::Versions(app) => versions::reserve(call, body, app).await,
         Endpoint::File(app, version, path) => files::put(call, body, app, version, path).await,
         Endpoint::Commit(app, version) => commit::commit(call, body, app, version).await,
-        Endpoint::Open(app) => auth::open(call, app),
+        Endpoint::Open(app) => auth::open(call, app).await,
         Endpoint::Logs(app) => logs::read(call, app).await,
         Endpoint::Deploys if reads => deploys::list(call),
         Endpoint::Deploys => deploys::request(call, body).await,
@@ -248,13 +268,32 @@ const fn methods(endpoint: &Endpoint) -> &'static str {
 }
 
 fn health(node: &Node) -> Answer {
+    let away = node.projection.away(node.clock.now());
     let health = Health {
         status: "ok".to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         platform: node.authority.platform().0,
         position: node.projection.position(),
+        log_away_s: away.map(|away| away.as_secs()),
     };
     answer::json(StatusCode::OK, &health)
+}
+
+/// # Errors
+/// [`Refusal::Scope`].
+fn may(known: &Verified, scope: &'static str) -> Result<(), Refusal> {
+    match known.allows(scope) {
+        true => Ok(()),
+        false => Err(Refusal::Scope(scope)),
+    }
+}
+
+/// As [`may`], where a scope for this app alone does as well.
+fn may_on(known: &Verified, scope: &'static str, app: AppId) -> Result<(), Refusal> {
+    match known.allows_on(scope, app) {
+        true => Ok(()),
+        false => Err(Refusal::Scope(scope)),
+    }
 }
 
 /// An event of ours, or why it cannot be one.

@@ -3,7 +3,8 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tabbify_process::Importance;
+use tabbify_process::fold::Follow;
+use tabbify_process::{Importance, chain};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -11,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{CONNECTIONS_MAX, Config};
 use crate::listen;
 use crate::node::{Deps, Node};
-use crate::view::Urls;
+use crate::view::{Urls, View};
 
 /// Why the node cannot begin.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +42,7 @@ pub struct Server {
     listeners: Vec<TcpListener>,
     address: SocketAddr,
     node: Arc<Node>,
+    follow: Follow<View>,
 }
 
 impl Server {
@@ -66,11 +68,12 @@ impl Server {
             base: config.base_host.clone(),
             port: address.port(),
         };
-        let node = Arc::new(Node::new(config, urls, deps));
+        let (node, follow) = Node::new(config, urls, deps);
         Ok(Self {
             listeners,
             address,
-            node,
+            node: Arc::new(node),
+            follow,
         })
     }
 
@@ -82,23 +85,23 @@ impl Server {
 
     /// Serves until `shutdown` is cancelled, then stops accepting and returns once every request
     /// has ended or the drain time is over. Connections that come before the view of the log is
-    /// complete wait in the socket's own queue.
+    /// complete, or has turned out to be all there is for now, wait in the socket's own queue.
     pub async fn run(self, shutdown: CancellationToken) {
         let Self {
-            listeners, node, ..
+            listeners,
+            node,
+            mut follow,
+            ..
         } = self;
-        let pool = Arc::clone(&node.pool);
-        let following = Arc::clone(&node.projection).run(
-            Arc::clone(&node.log),
-            node.tasks.token(),
-            move |app| pool.switch(app),
-        );
-        node.tasks
-            .spawn("node projection", Importance::Essential, following);
-        tokio::select! {
-            () = node.projection.caught_up() => {}
-            () = shutdown.cancelled() => return,
+        match shutdown.run_until_cancelled(follow.catch_up()).await {
+            Some(Ok(_)) => {}
+            Some(Err(error)) => {
+                tracing::error!(error = %chain(&error), "the node cannot follow the log");
+                return;
+            }
+            None => return,
         }
+        follow.spawn("node projection", Importance::Essential, &node.tasks);
         node.tasks
             .spawn("node pool", Importance::Detached, sweep(Arc::clone(&node)));
 

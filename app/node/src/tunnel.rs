@@ -13,18 +13,20 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional_with_sizes};
 
 use crate::body::Progress;
 use crate::config::TUNNEL_BUFFER_LEN;
+use crate::leash::{Leash, Revoked};
 use crate::listen::Caller;
 use crate::node::Node;
 use crate::pool::Upstream;
 
 /// Joins the two sides in a task of their own, which counts as the caller's connection until it
-/// ends. Ends with either side, at shutdown, or when nothing has moved for the idle time.
+/// ends. Ends with either side, with the caller's token, at shutdown, or when nothing has moved for
+/// the idle time.
 pub(crate) fn run(
     node: &Node,
     caller: &Caller,
-    caller_side: OnUpgrade,
-    (app_side, upstream): (OnUpgrade, Upstream),
+    (caller_side, app_side, upstream): (OnUpgrade, OnUpgrade, Upstream),
     progress: Arc<Progress>,
+    leash: Leash,
 ) {
     let permit = Arc::clone(&caller.permit);
     let timeouts = node.config.timeouts.clone();
@@ -57,6 +59,7 @@ pub(crate) fn run(
             () = progress.stalled(timeouts.idle) => {
                 tracing::debug!(%request, "a tunnel was idle for too long");
             }
+            Revoked = leash.cut() => tracing::info!(%request, "a tunnel ends with its token"),
             () = token.cancelled() => {}
         }
         // Until here: hyper hands the stream over only if its connection may end by itself.

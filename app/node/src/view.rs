@@ -5,13 +5,16 @@
 
 mod deploy;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use serde::{Deserialize, Serialize};
 use tabbify_api::apps::{AppStatus, AppView, Operation, VersionView};
+use tabbify_api::log::Filter;
+use tabbify_process::fold::{Fold, pairs};
 use tabbify_types::event::EventError;
 use tabbify_types::event::v1::{Access, InstanceRef, VersionPublished};
 use tabbify_types::{
-    AppId, AppName, AppUla, DeployId, Event, InstanceId, Position, Recorded, Rev, Tenant,
+    AppId, AppName, AppUla, DeployId, Event, InstanceId, Recorded, Rev, SegmentGlob, Tenant,
     Timestamp, VersionNumber,
 };
 
@@ -47,16 +50,16 @@ pub(crate) fn versions_key(app: AppId) -> String {
 }
 
 /// Everything that the node knows from the log.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct View {
     apps: BTreeMap<AppId, App>,
+    #[serde(with = "pairs")]
     names: BTreeMap<(Tenant, AppName), AppId>,
-    deploys: HashMap<DeployId, AppId>,
-    position: Position,
+    deploys: BTreeMap<DeployId, AppId>,
 }
 
 /// An app.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct App {
     pub(crate) id: AppId,
     pub(crate) tenant: Tenant,
@@ -77,14 +80,14 @@ pub(crate) struct App {
 }
 
 /// A published version.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Published {
     event: VersionPublished,
     at: Timestamp,
 }
 
 /// Who gets an app's traffic.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Traffic {
     version: VersionNumber,
     primary: InstanceId,
@@ -123,13 +126,21 @@ impl Urls {
     }
 }
 
-impl View {
-    /// Takes the next event of the log.
-    ///
-    /// # Errors
-    /// [`EventError`] for a claimed type that this program does not understand.
-    pub(crate) fn apply(&mut self, recorded: &Recorded) -> Result<Noticed, EventError> {
-        self.position = self.position.max(recorded.position);
+impl Fold for View {
+    const NAME: &'static str = "node";
+    const VERSION: u32 = 1;
+    type News = Noticed;
+    /// A claimed type that this program does not understand.
+    type Error = EventError;
+
+    fn filter(&self) -> Filter {
+        Filter {
+            kinds: CLAIMED.iter().map(|&kind| kind.to_owned()).collect(),
+            ..Filter::segments([SegmentGlob::all_apps()])
+        }
+    }
+
+    fn apply(&mut self, recorded: &Recorded) -> Result<Noticed, EventError> {
         if !CLAIMED.contains(&recorded.kind.as_str()) {
             return Ok(Noticed::Nothing);
         }
@@ -138,17 +149,9 @@ impl View {
         };
         Ok(self.fold(tenant, recorded, event))
     }
+}
 
-    /// Remembers that everything up to `position` has been seen.
-    pub(crate) fn reached(&mut self, position: Position) {
-        self.position = self.position.max(position);
-    }
-
-    /// Up to where the log has been seen.
-    pub(crate) const fn position(&self) -> Position {
-        self.position
-    }
-
+impl View {
     /// An app by id.
     pub(crate) fn app(&self, id: AppId) -> Option<&App> {
         self.apps.get(&id)

@@ -12,7 +12,8 @@ use tabbify_types::event::v1::InstanceRef;
 pub struct Config {
     /// This machine's name: which segment of the log is meant for it.
     pub host: HostName,
-    /// Base of its files: `runners/<app>/<instance>/`, `logs/<app>/<instance>.ndjson`, `cache/`.
+    /// Base of its files: `runners/<app>/<instance>/`, `logs/<app>/<instance>.ndjson`, `cache/`,
+    /// `snapshots/`.
     pub data_dir: PathBuf,
     /// The `tabbify-runner` program.
     pub runner: PathBuf,
@@ -33,6 +34,11 @@ impl Config {
     /// Where an app's output is kept.
     pub(crate) fn logs_dir(&self, of: InstanceRef) -> PathBuf {
         self.data_dir.join("logs").join(of.app.to_string())
+    }
+
+    /// Where what is desired is stored, so that a supervisor starts while the log is away.
+    pub(crate) fn snapshots_dir(&self) -> PathBuf {
+        self.data_dir.join("snapshots")
     }
 
     /// Where compiled code is kept.

@@ -3,7 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
-use tabbify_api::log::{AppendError, ReadError};
+use tabbify_api::fold::FollowError;
+use tabbify_api::log::AppendError;
 use tabbify_types::event::EventError;
 
 /// Why a supervisor cannot do what it was asked to.
@@ -61,12 +62,12 @@ pub enum Error {
     /// A report was refused.
     #[error("a report was refused")]
     Report(#[source] AppendError),
-    /// A report or an order cannot be written or understood.
-    #[error("an event is not understood")]
+    /// A report cannot be written.
+    #[error("a report cannot be written")]
     Event(#[source] EventError),
-    /// The log cannot be read.
-    #[error("the orders for this host cannot be read")]
-    Read(#[source] ReadError),
+    /// The log cannot be followed.
+    #[error("the orders for this host cannot be followed")]
+    Follow(#[source] FollowError<EventError>),
 }
 
 impl Error {

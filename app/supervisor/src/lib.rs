@@ -15,6 +15,8 @@
 //!    instance is spawned only by who holds its lock, and never again once it was seen to live.
 //! 3. A runner that nobody placed is reported in the log of this process and left alone.
 //! 4. Every report has an id derived from its placement, so that saying it twice says it once.
+//! 5. What is desired is stored on disk: started while the log is away, it adopts what lives, and does
+//!    nothing else before the log has said what has happened meanwhile.
 
 mod act;
 mod capability;

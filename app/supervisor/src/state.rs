@@ -3,29 +3,32 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::{Deserialize, Serialize};
+use tabbify_api::log::Filter;
+use tabbify_process::fold::{Fold, pairs};
 use tabbify_types::event::EventError;
 use tabbify_types::event::v1::{AppFailed, AppPlaced, InstanceRef};
 use tabbify_types::{
-    AppId, DeployId, Event, EventId, HostName, Position, Recorded, Segment, Timestamp,
+    AppId, DeployId, Event, EventId, HostName, Position, Recorded, Segment, SegmentGlob, Timestamp,
 };
 
 /// An instance that has been healthy for so long is not part of a crash loop.
 pub(crate) const STABLE_AFTER_MS: u64 = 60_000;
 
 /// The fold: everything placed here that has not ended, and what was said about it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Desired {
     orders: Segment,
     reports: Segment,
     host: HostName,
-    position: Position,
+    #[serde(with = "pairs")]
     placed: BTreeMap<InstanceRef, Placed>,
     ended: BTreeSet<InstanceRef>,
     histories: BTreeMap<AppId, History>,
 }
 
 /// One instance that was placed here and has not been reported as ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Placed {
     /// The id of its `app_placed`: the ids of all reports derive from it.
     pub(crate) event: EventId,
@@ -40,7 +43,7 @@ pub(crate) struct Placed {
 }
 
 /// What has been reported about an instance; its end removes it from the fold.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Said {
     /// The intent to spawn.
     pub(crate) starting: bool,
@@ -53,7 +56,7 @@ pub(crate) struct Said {
 }
 
 /// How an app's instances of one deploy have fared: what back-off is made of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct History {
     /// The deploy; another one starts afresh.
     pub(crate) deploy: DeployId,
@@ -63,6 +66,31 @@ pub(crate) struct History {
     pub(crate) failed_at: Timestamp,
 }
 
+impl Fold for Desired {
+    const NAME: &'static str = "supervisor";
+    const VERSION: u32 = 1;
+    type News = ();
+    /// An event of a later version: what it asks for is not known.
+    type Error = EventError;
+
+    fn filter(&self) -> Filter {
+        Filter::segments([&self.orders, &self.reports].map(SegmentGlob::from))
+    }
+
+    /// Orders count only in the host's segment and reports only in the segment of reports, whatever
+    /// else the log delivers.
+    fn apply(&mut self, recorded: &Recorded) -> Result<(), EventError> {
+        if let Some(event) = recorded.event()? {
+            if recorded.segment == self.orders {
+                self.order(recorded, event);
+            } else if recorded.segment == self.reports {
+                self.report(recorded, event);
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Desired {
     /// Nothing is desired of `host` yet.
     pub(crate) fn new(host: HostName) -> Self {
@@ -70,21 +98,10 @@ impl Desired {
             orders: Segment::host(&host),
             reports: Segment::host_reports(&host),
             host,
-            position: Position(0),
             placed: BTreeMap::new(),
             ended: BTreeSet::new(),
             histories: BTreeMap::new(),
         }
-    }
-
-    /// The position up to which the log has been folded.
-    pub(crate) const fn position(&self) -> Position {
-        self.position
-    }
-
-    /// Nothing of interest is at or before `position`.
-    pub(crate) fn progress(&mut self, position: Position) {
-        self.position = self.position.max(position);
     }
 
     /// Every instance that was placed here and has not ended.
@@ -100,23 +117,6 @@ impl Desired {
     /// How the app has fared, if anything was ever placed here.
     pub(crate) fn history(&self, app: AppId) -> Option<&History> {
         self.histories.get(&app)
-    }
-
-    /// Takes in one event. Orders count only in the host's segment and reports only in the
-    /// segment of reports, whatever else the log delivers.
-    ///
-    /// # Errors
-    /// [`EventError`] if the event is of a later version: what it asks for is not known.
-    pub(crate) fn fold(&mut self, recorded: &Recorded) -> Result<(), EventError> {
-        if let Some(event) = recorded.event()? {
-            if recorded.segment == self.orders {
-                self.order(recorded, event);
-            } else if recorded.segment == self.reports {
-                self.report(recorded, event);
-            }
-        }
-        self.progress(recorded.position);
-        Ok(())
     }
 
     fn order(&mut self, recorded: &Recorded, event: Event) {

@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tabbify_api::log::{Delivery, EventLog, Filter, ReadError, Subscribe};
+use tabbify_api::log::EventLog;
 use tabbify_api::mesh::Leases;
+use tabbify_process::fold::{Follow, Link};
 use tabbify_process::{Clock, Importance, Tasks, chain};
+use tabbify_types::Position;
 use tabbify_types::event::v1::InstanceRef;
-use tabbify_types::{Position, Segment, SegmentGlob};
 use tokio::sync::{Semaphore, mpsc, watch};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 use tracing::Instrument as _;
 
 use crate::act::{Hands, Spawned};
@@ -28,31 +29,27 @@ use crate::{Config, Error};
 const NEWS_MAX: usize = 256;
 /// LIMIT: runners that are being connected to at once.
 const CONNECTING_MAX: usize = 64;
-/// LIMIT: pause between two attempts to follow a log that is stopping.
-const RESUBSCRIBE_MAX: Duration = Duration::from_secs(5);
 /// LIMIT: how far ahead a timer is set; deadlines come from the log and may be absurd.
 const LOOK_AGAIN_WITHIN: Duration = Duration::from_secs(3600);
 
-fn subscribe(
-    log: &dyn EventLog,
-    config: &Config,
-    after: Position,
-) -> Result<Box<dyn Subscribe>, Error> {
-    let segments = [
-        Segment::host(&config.host),
-        Segment::host_reports(&config.host),
-    ];
-    let filter = Filter::segments(segments.iter().map(SegmentGlob::from));
-    log.subscribe(filter, after).map_err(Error::Read)
+/// How far it can be relied on what is desired.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Footing {
+    /// Not at all: it is being read.
+    None,
+    /// It was so when it was stored, and the log is away: what lives is held on to. Nothing is
+    /// started, stopped or removed, since what has happened after it may say otherwise.
+    Snapshot,
+    /// It is what the log says, or said when it was there last.
+    Log,
 }
 
 /// Everything the loop owns.
 #[derive(Debug)]
 pub(crate) struct Supervision {
-    desired: Desired,
+    desired: Follow<Desired>,
+    footing: Footing,
     runners: BTreeMap<InstanceRef, Tracked>,
-    caught_up: bool,
-    subscription: Box<dyn Subscribe>,
     hands: Arc<Hands>,
     leases: Arc<dyn Leases>,
     clock: Arc<dyn Clock>,
@@ -64,21 +61,22 @@ pub(crate) struct Supervision {
 }
 
 impl Supervision {
-    /// Subscribes to the orders; nothing is done before [`Supervision::run`].
+    /// Reads what was stored; nothing is done before [`Supervision::run`].
     pub(crate) fn new(
         config: Config,
         log: Arc<dyn EventLog>,
         leases: Arc<dyn Leases>,
         clock: Arc<dyn Clock>,
         tasks: &Tasks,
-    ) -> Result<(Self, watch::Receiver<Overview>), Error> {
+    ) -> (Self, watch::Receiver<Overview>) {
         let (news, inbox) = mpsc::channel(NEWS_MAX);
         let (overview, seen) = watch::channel(Overview::default());
+        let (nothing, snapshots) = (Desired::new(config.host.clone()), config.snapshots_dir());
+        let orders = Arc::clone(&log);
         let supervision = Self {
-            desired: Desired::new(config.host.clone()),
+            desired: Follow::open(nothing, orders, Some(&snapshots), Arc::clone(&clock)),
+            footing: Footing::None,
             runners: BTreeMap::new(),
-            caught_up: false,
-            subscription: subscribe(&*log, &config, Position(0))?,
             hands: Arc::new(Hands::new(config, log)),
             leases,
             clock,
@@ -88,7 +86,7 @@ impl Supervision {
             connecting: Arc::new(Semaphore::new(CONNECTING_MAX)),
             overview,
         };
-        Ok((supervision, seen))
+        (supervision, seen)
     }
 
     /// Observes what the directories tell.
@@ -107,18 +105,17 @@ impl Supervision {
         Ok(())
     }
 
-    /// Follows the log until the tasks' token is cancelled.
+    /// Follows the log until the tasks' token is cancelled, then stores what is desired.
     pub(crate) async fn run(mut self) -> Result<(), Error> {
         let token = self.tasks.token();
-        loop {
-            let wake = if self.caught_up { self.turn() } else { None };
+        let ended = loop {
+            let wake = self.turn();
             let pause = sleep_until(wake.unwrap_or_else(Instant::now));
             tokio::select! {
-                () = token.cancelled() => return Ok(()),
-                delivery = self.subscription.next() => match delivery {
-                    Ok(delivery) => self.take(&delivery)?,
-                    Err(ReadError::Stopping) => self.resubscribe().await?,
-                    Err(error) => return Err(Error::Read(error)),
+                () = token.cancelled() => break Ok(()),
+                followed = self.desired.next() => match followed {
+                    Ok(()) => self.stand(),
+                    Err(error) => break Err(Error::Follow(error)),
                 },
                 Some(news) = self.inbox.recv() => {
                     self.hear(news);
@@ -129,40 +126,19 @@ impl Supervision {
                 }
                 () = pause, if wake.is_some() => {}
             }
-        }
+        };
+        self.desired.close().await;
+        ended
     }
 
-    fn take(&mut self, delivery: &Delivery) -> Result<(), Error> {
-        match delivery {
-            Delivery::Event(event) => self.desired.fold(event).map_err(Error::Event)?,
-            Delivery::CaughtUp(position) => {
-                self.desired.progress(*position);
-                self.caught_up = true;
-            }
-            Delivery::Progress(position) => self.desired.progress(*position),
-        }
-        Ok(())
-    }
-
-    /// The log is stopping or starting again; go on where we were, for as long as we are wanted.
-    async fn resubscribe(&mut self) -> Result<(), Error> {
-        let token = self.tasks.token();
-        let mut pause = Duration::from_millis(50);
-        loop {
-            tokio::select! {
-                () = token.cancelled() => return Ok(()),
-                () = sleep(pause) => {}
-            }
-            let log = &*self.hands.log;
-            match subscribe(log, &self.hands.config, self.desired.position()) {
-                Err(Error::Read(ReadError::Stopping)) => pause = (pause * 2).min(RESUBSCRIBE_MAX),
-                Err(error) => return Err(error),
-                Ok(subscription) => {
-                    self.subscription = subscription;
-                    return Ok(());
-                }
-            }
-        }
+    /// Finds out whether more can be relied on than before; it never becomes less.
+    fn stand(&mut self) {
+        let footing = self.desired.read(|view| match view.link {
+            Link::Live => Footing::Log,
+            Link::Away { .. } if view.position > Position(0) => Footing::Snapshot,
+            Link::Away { .. } | Link::CatchingUp => Footing::None,
+        });
+        self.footing = self.footing.max(footing);
     }
 
     fn hear(&mut self, news: News) {
@@ -218,8 +194,11 @@ impl Supervision {
 
     /// Plans and starts what is to be done; when to look again at the latest.
     fn turn(&mut self) -> Option<Instant> {
+        if self.footing == Footing::None {
+            return None;
+        }
         let now = Instant::now();
-        let folded = self.desired.position();
+        let folded = self.desired.read(|view| view.position);
         let mut wake = None;
         let mut soonest =
             |at: Instant| wake = Some(wake.map_or(at, |other: Instant| other.min(at)));
@@ -231,15 +210,18 @@ impl Supervision {
             }
             observed.insert(*of, tracked.observed.clone());
         }
-        let Plan { actions, wake_in } = plan(&self.desired, &observed, self.clock.now());
+        let planned = |desired: &Desired| plan(desired, &observed, self.clock.now());
+        let Plan { actions, wake_in } = self.desired.read(|view| planned(&view.state));
         if let Some(span) = wake_in {
             soonest(now + span.min(LOOK_AGAIN_WITHIN));
         }
         for action in actions {
-            self.begin(action);
+            if self.footing == Footing::Log || matches!(action, Action::Adopt(_)) {
+                self.begin(action);
+            }
         }
         self.overview.send_if_modified(|shown| {
-            let overview = overview(&self.runners, self.caught_up);
+            let overview = overview(&self.runners, self.footing == Footing::Log);
             std::mem::replace(shown, overview) != overview
         });
         wake
@@ -293,7 +275,9 @@ impl Supervision {
 
     fn act(&mut self, of: InstanceRef, action: Action) {
         let hands = Arc::clone(&self.hands);
-        let placed = self.desired.placed().get(&of).cloned();
+        let placed = self
+            .desired
+            .read(|view| view.state.placed().get(&of).cloned());
         let news = self.news.clone();
         let doing = async move {
             let done = match (action, placed) {

@@ -22,7 +22,8 @@ const LOCK_WITHIN: Duration = Duration::from_secs(2);
 /// How a supervisor is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Overview {
-    /// Whether it has read its orders to the end once; before that it does nothing.
+    /// Whether it has read its orders to the end once; before that it adopts what lives, if it knows
+    /// its orders from before, and does nothing else.
     pub caught_up: bool,
     /// Living runners that it watches.
     pub watched: usize,
@@ -39,11 +40,12 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// Takes the data directory, looks at what lives in it, and starts to follow the log.
+    /// Takes the data directory, looks at what lives in it, and starts to follow the log, which need
+    /// not be there yet.
     ///
     /// # Errors
-    /// [`Error::InUse`] if another supervisor has the data directory, [`Error::File`] if it cannot
-    /// be used, and [`Error::Read`] if the log refuses its orders.
+    /// [`Error::InUse`] if another supervisor has the data directory, and [`Error::File`] if it cannot
+    /// be used.
     pub async fn start(
         mut config: Config,
         log: Arc<dyn EventLog>,
@@ -60,7 +62,7 @@ impl Supervisor {
             files::private_dir(dir).map_err(Error::file(dir))?;
         }
         let lock = lock(&runners).await?;
-        let (mut supervision, overview) = Supervision::new(config, log, leases, clock, tasks)?;
+        let (mut supervision, overview) = Supervision::new(config, log, leases, clock, tasks);
         supervision.look(&runners)?;
         let main = tasks.spawn("supervisor", Importance::Essential, async move {
             let _lock = lock;

@@ -6,16 +6,18 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
+use tabbify_log::transfer::TransferError;
 use tabbify_log::{
-    Anchor, Audited, Checkpoint, CheckpointStore, OpenError, Proof, ProofError, Signed, StoreError,
-    Trust, audit, audit_open, prove,
+    Anchor, Audited, Checkpoint, CheckpointStore, ColdError, Files, OpenError, Proof, ProofError,
+    Signed, StoreError, Trust, postgres,
 };
 use tabbify_process::files;
 use tabbify_token::SecretKey;
 use tabbify_types::Position;
 
+use crate::checkpoints;
 use crate::data_dir::DataDir;
-use crate::{checkpoints, config};
+use crate::log_settings::Settings;
 
 /// The log, a checkpoint or a proof is not what it must be.
 pub(crate) const MISMATCH: u8 = 3;
@@ -34,7 +36,8 @@ pub(crate) enum Command {
 /// Which log, and whose.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Place {
-    /// Configuration file of `tabbify up`, for where its data and checkpoints are
+    /// Configuration file of `tabbify up` or of a transaction-node: where data, checkpoints and stored
+    /// extents are
     #[arg(long)]
     config: Option<PathBuf>,
     /// The data directory [default: $XDG_DATA_HOME/tabbify]
@@ -97,13 +100,6 @@ pub(crate) fn exit(done: anyhow::Result<()>) -> anyhow::Result<ExitCode> {
 }
 
 fn is_mismatch(error: &anyhow::Error) -> bool {
-    let differs = |error: &OpenError| match error {
-        OpenError::Damaged { .. } | OpenError::Checkpoint { .. } => true,
-        OpenError::Locked { .. }
-        | OpenError::Missing { .. }
-        | OpenError::Newer { .. }
-        | OpenError::Io { .. } => false,
-    };
     if let Some(error) = error.downcast_ref::<OpenError>() {
         return differs(error);
     }
@@ -114,15 +110,49 @@ fn is_mismatch(error: &anyhow::Error) -> bool {
             _ => true,
         };
     }
+    if let Some(error) = error.downcast_ref::<TransferError>() {
+        return match error {
+            TransferError::Log(error) => differs(error),
+            TransferError::Postgres(error) => is_damage(error),
+            _ => false,
+        };
+    }
+    if let Some(error) = error.downcast_ref::<postgres::OpenError>() {
+        return is_damage(error);
+    }
     matches!(
         error.downcast_ref::<StoreError>(),
         Some(StoreError::Checkpoint { .. } | StoreError::Fork { .. })
     )
 }
 
+const fn is_damage(error: &postgres::OpenError) -> bool {
+    matches!(error, postgres::OpenError::Damaged { .. })
+}
+
+/// Whether the log is not what was written, rather than out of reach.
+const fn differs(error: &OpenError) -> bool {
+    match error {
+        OpenError::Damaged { .. } | OpenError::Checkpoint { .. } => true,
+        OpenError::Stored { source, .. } => match source {
+            ColdError::Missing { .. } | ColdError::Damaged { .. } | ColdError::Record { .. } => {
+                true
+            }
+            ColdError::NoStore { .. } | ColdError::Unreachable { .. } | ColdError::Newer { .. } => {
+                false
+            }
+        },
+        OpenError::Locked { .. }
+        | OpenError::Missing { .. }
+        | OpenError::Newer { .. }
+        | OpenError::Io { .. } => false,
+    }
+}
+
 /// A log and what is known of it.
 pub(crate) struct Known {
     pub(crate) data: DataDir,
+    pub(crate) files: Files,
     pub(crate) store: CheckpointStore,
     pub(crate) trust: Trust,
 }
@@ -130,8 +160,8 @@ pub(crate) struct Known {
 impl Place {
     /// Finds the log, its checkpoints, and whose word counts.
     pub(crate) async fn find(self) -> anyhow::Result<Known> {
-        let config = config::read(self.config.as_deref())?;
-        let data = DataDir::choose(self.data_dir.or(config.platform.data_dir))?;
+        let (configured, mut settings) = Settings::read(self.config.as_deref())?;
+        let data = DataDir::choose(self.data_dir.or(configured))?;
         if !data.path().is_dir() {
             bail!("{} is not there: nothing to look at", data.path().display());
         }
@@ -139,10 +169,16 @@ impl Place {
             Some(anchor) => anchor,
             None => own(&data)?,
         };
-        let place = self.checkpoints.or(config.log.checkpoints);
-        let store = checkpoints::store(&data, place.as_deref())?;
+        settings.checkpoints = self.checkpoints.or(settings.checkpoints);
+        let store = checkpoints::store(&data, &settings)?;
         let trust = store.trust(anchor).await?;
-        Ok(Known { data, store, trust })
+        let files = Files::new(settings.cold_store(&data)?.as_ref());
+        Ok(Known {
+            data,
+            files,
+            store,
+            trust,
+        })
     }
 }
 
@@ -162,11 +198,16 @@ fn own(data: &DataDir) -> anyhow::Result<Anchor> {
 
 #[expect(clippy::print_stdout, reason = "a command for people")]
 async fn verify(place: Place) -> anyhow::Result<()> {
-    let Known { data, store, trust } = place.find().await?;
+    let Known {
+        data,
+        files,
+        store,
+        trust,
+    } = place.find().await?;
     let signed = store.all(&trust).await?;
     let dir = data.log();
-    let (audited, holder) = tokio::task::spawn_blocking(move || match audit(&dir, &signed) {
-        Err(OpenError::Locked { dir, holder }) => match audit_open(&dir, &signed)? {
+    let (audited, holder) = tokio::task::spawn_blocking(move || match files.audit(&dir, &signed) {
+        Err(OpenError::Locked { dir, holder }) => match files.audit_open(&dir, &signed)? {
             Some(audited) => Ok((audited, Some(holder))),
             None => Err(OpenError::Locked { dir, holder }),
         },
@@ -210,7 +251,12 @@ fn audited_text(audited: &Audited, store: &CheckpointStore) -> String {
 
 #[expect(clippy::print_stdout, reason = "a command for people")]
 async fn prove_position(command: Prove) -> anyhow::Result<()> {
-    let Known { data, store, trust } = command.place.find().await?;
+    let Known {
+        data,
+        files,
+        store,
+        trust,
+    } = command.place.find().await?;
     let newest = store.newest(&trust).await?;
     let newest = newest.with_context(|| {
         format!(
@@ -226,7 +272,7 @@ async fn prove_position(command: Prove) -> anyhow::Result<()> {
     let certificates = trust.certificates().to_vec();
     let proof = tokio::task::spawn_blocking(move || {
         let dir = data.log();
-        prove(&dir, position, &newest, since.as_ref(), certificates)
+        files.prove(&dir, position, &newest, since.as_ref(), certificates)
     })
     .await??;
     println!("{}", serde_json::to_string_pretty(&proof)?);
@@ -277,6 +323,27 @@ mod tests {
         let missing = || OpenError::Missing { dir: at.clone() };
         assert!(is_mismatch(&damaged.into()));
         assert!(is_mismatch(&ProofError::Event.into()));
+        let in_rows = || postgres::OpenError::Damaged {
+            position: Position(7),
+            what: "another hash".to_owned(),
+        };
+        assert!(is_mismatch(&in_rows().into()));
+        assert!(is_mismatch(&TransferError::Postgres(in_rows()).into()));
+        let away = postgres::OpenError::Missing {
+            schema: "tabbify_log".to_owned(),
+        };
+        assert!(!is_mismatch(&away.into()));
+        let stored = |source| OpenError::Stored {
+            action: "read",
+            path: at.clone(),
+            source,
+        };
+        let extent = at.clone();
+        assert!(!is_mismatch(&stored(ColdError::NoStore { extent }).into()));
+        let (object, store) = ("o".to_owned(), "s".to_owned());
+        assert!(is_mismatch(
+            &stored(ColdError::Missing { object, store }).into()
+        ));
         assert!(!is_mismatch(&missing().into()));
         assert!(!is_mismatch(&ProofError::Log(missing()).into()));
         assert!(!is_mismatch(&anyhow::anyhow!("something else")));

@@ -1,14 +1,13 @@
 //! The checkpoints of a data directory: where they are, whose word counts, and the task that writes
 //! them.
 
-use std::path::Path;
-
-use anyhow::{Context as _, bail};
 use tabbify_log::{Anchor, CheckpointStore, Log, LogKey, Publisher, Signed, Trust};
 use tabbify_process::{Tasks, chain};
 use tabbify_token::SecretKey;
 
 use crate::data_dir::DataDir;
+use crate::log_settings::Settings;
+use crate::objects::Place;
 
 /// What is known of the log before it is opened, and what it takes to go on signing it.
 #[derive(Debug)]
@@ -20,17 +19,17 @@ pub(crate) struct Checkpoints {
 }
 
 impl Checkpoints {
-    /// Reads what `place`, or else the data directory's own, has. A place that cannot be reached is
+    /// Reads what the place that is set, or else the data directory's own, has. A place that cannot be reached is
     /// a warning: the platform starts as if there were none. One that holds something that cannot be
     /// relied on is refused.
     pub(crate) async fn open(
         data: &DataDir,
-        place: Option<&str>,
+        settings: &Settings,
         root: &SecretKey,
     ) -> anyhow::Result<Self> {
         let key = LogKey::load_or_create(&data.log_key(), root)?;
         let anchor = Anchor::Root(root.public());
-        let store = store(data, place)?;
+        let store = store(data, settings)?;
         let trust = match store.trust(anchor.clone()).await {
             Ok(trust) => trust,
             Err(error) => {
@@ -66,36 +65,16 @@ impl Checkpoints {
     }
 }
 
-/// Where checkpoints are: a directory, by default the data directory's own.
-pub(crate) fn store(data: &DataDir, place: Option<&str>) -> anyhow::Result<CheckpointStore> {
-    let dir = match place {
-        None => data.checkpoints(),
-        Some(url) if url.contains("://") => {
-            let Some(path) = url
-                .strip_prefix("file://")
-                .filter(|path| path.starts_with('/'))
-            else {
-                bail!(
-                    "[log] checkpoints = {url:?}: this build keeps them in a directory (a path, or file:///…)"
-                );
-            };
-            path.into()
-        }
-        Some(path) => std::path::absolute(path).with_context(|| path.to_owned())?,
+/// Where checkpoints are: a directory, by default the data directory's own, or a bucket.
+pub(crate) fn store(data: &DataDir, settings: &Settings) -> anyhow::Result<CheckpointStore> {
+    let place = match &settings.checkpoints {
+        None => Place::Directory(data.checkpoints()),
+        Some(text) => Place::read("checkpoints", text, &settings.objects)?,
     };
-    refuse_within(&dir, &data.log())?;
-    Ok(CheckpointStore::local(&dir)?)
-}
-
-/// What goes with the log is no witness of it.
-fn refuse_within(dir: &Path, log: &Path) -> anyhow::Result<()> {
-    if dir.starts_with(log) {
-        bail!(
-            "{} is within the log's own directory: keep checkpoints elsewhere, best on another disk",
-            dir.display()
-        );
-    }
-    Ok(())
+    Ok(match place.outside("checkpoints", &data.log())? {
+        Place::Directory(dir) => CheckpointStore::local(&dir)?,
+        Place::Bucket { store, base, shown } => CheckpointStore::new(store, base, &shown),
+    })
 }
 
 #[cfg(test)]
@@ -106,7 +85,13 @@ mod tests {
     fn places_are_directories_outside_the_log() {
         let home = tempfile::tempdir().unwrap();
         let data = DataDir::choose(Some(home.path().join("data"))).unwrap();
-        let shown = |place: Option<&str>| store(&data, place).map(|store| store.shown().to_owned());
+        let shown = |place: Option<&str>| {
+            let settings = Settings {
+                checkpoints: place.map(str::to_owned),
+                ..Settings::default()
+            };
+            store(&data, &settings).map(|store| store.shown().to_owned())
+        };
         assert_eq!(
             shown(None).unwrap(),
             data.checkpoints().display().to_string()

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::{audit, down, log, read_node, role, token, transaction_node, up};
+use crate::{audit, auth, coordinator, down, log, read_node, role, token, transaction_node, up};
 
 #[derive(Parser)]
 #[command(
@@ -33,6 +33,14 @@ enum Command {
     TransactionNode(role::Arguments),
     /// Run the read model alone
     ReadNode(role::Arguments),
+    /// Run the issuer alone, or make a new key for it
+    Auth(auth::Arguments),
+    /// Run the coordinator alone: where machines join, and ask who holds which address
+    Coordinator(role::Arguments),
+    /// Write a token with which a machine may join, once
+    Invite(coordinator::Invite),
+    /// Make this machine a member of a platform, with the token of `tabbify invite`
+    Join(coordinator::Join),
     /// Check the log against what was signed of it, and prove events to others
     #[command(subcommand)]
     Audit(audit::Command),
@@ -42,7 +50,7 @@ enum Command {
 }
 
 /// Roles that a link to this program may be named after.
-const LINKS: [&str; 2] = ["transaction-node", "read-node"];
+const LINKS: [&str; 4] = ["transaction-node", "read-node", "auth", "coordinator"];
 
 /// Does what the command line says.
 pub(crate) async fn run(line: impl Iterator<Item = OsString>) -> anyhow::Result<ExitCode> {
@@ -53,6 +61,10 @@ pub(crate) async fn run(line: impl Iterator<Item = OsString>) -> anyhow::Result<
         Command::Token(arguments) => token::run(arguments).await?,
         Command::TransactionNode(arguments) => transaction_node::run(arguments).await?,
         Command::ReadNode(arguments) => read_node::run(arguments).await?,
+        Command::Auth(arguments) => auth::run(arguments).await?,
+        Command::Coordinator(arguments) => coordinator::run(arguments).await?,
+        Command::Invite(arguments) => coordinator::invite(arguments).await?,
+        Command::Join(arguments) => coordinator::join(arguments).await?,
         Command::Audit(command) => return audit::run(command).await,
         Command::Log(command) => return log::run(command).await,
     }
@@ -70,7 +82,18 @@ fn with_role(mut line: impl Iterator<Item = OsString>) -> Vec<OsString> {
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory as _;
+
     use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Arguments::command().debug_assert();
+        let parsed = |line: &[&str]| Arguments::try_parse_from(line).is_ok();
+        assert!(parsed(&["tabbify", "auth", "--data-dir", "d"]));
+        assert!(parsed(&["tabbify", "auth", "rotate", "--data-dir", "d"]));
+        assert!(!parsed(&["tabbify", "auth", "--config", "f", "rotate"]));
+    }
 
     #[test]
     fn a_link_named_after_a_role_starts_it() {

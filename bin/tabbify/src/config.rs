@@ -8,6 +8,9 @@ use serde::Deserialize;
 use tabbify_process::config::{ConfigError, load};
 use tabbify_process::env;
 
+use crate::log_settings::{AppendRates, ColdExtents, Settings};
+use crate::objects::Objects;
+
 /// The file; unknown keys are errors.
 #[derive(Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -24,9 +27,28 @@ pub(crate) struct Config {
 #[derive(Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Log {
-    /// The directory that keeps its checkpoints, best on another disk or machine. Default
-    /// `checkpoints` in the data directory.
-    pub(crate) checkpoints: Option<String>,
+    /// Where its checkpoints are kept: a directory, best on another disk or machine, or
+    /// `s3://bucket/path`. Default `checkpoints` in the data directory.
+    checkpoints: Option<String>,
+    /// Where closed extents go. Default: they stay.
+    cold: Option<ColdExtents>,
+    /// The object store that `s3://` places are in.
+    objects: Objects,
+    /// What each tenant may append.
+    rates: AppendRates,
+}
+
+impl Log {
+    /// The same, as every role that has a log is told.
+    pub(crate) fn settings(self) -> Settings {
+        Settings {
+            checkpoints: self.checkpoints,
+            cold: self.cold,
+            objects: self.objects,
+            rates: self.rates,
+            postgres: None,
+        }
+    }
 }
 
 /// `[node]`.
@@ -63,6 +85,8 @@ mod tests {
             Some(SocketAddr::from(([127, 0, 0, 1], 8090)))
         );
         assert!(config.platform.data_dir.is_some());
-        assert!(config.log.checkpoints.is_some());
+        let log = config.log.settings();
+        assert!(log.checkpoints.is_some() && log.cold.is_some());
+        assert_ne!(log.rates(), tabbify_log::Rates::default());
     }
 }

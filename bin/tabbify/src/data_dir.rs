@@ -7,7 +7,8 @@
 //!   log/             the event log
 //!   consumers/       how far its consumers have come
 //!   read/            the read model; may be deleted
-//!   log.sock read.sock   where other processes of this user reach both
+//!   log.sock read.sock auth.sock   where other processes of this user reach the roles
+//!   snapshots/       what roles know of the log, to start with while it is away; may be deleted
 //!   log.key          signs the log's checkpoints, 0600
 //!   checkpoints/     what the log was, signed; best kept elsewhere ([log] checkpoints)
 //!   objects/tabbify-apps/apps/<uuid>/v<N>/…   artifacts
@@ -100,6 +101,12 @@ impl DataDir {
     /// Where the read model is.
     pub(crate) fn read(&self) -> PathBuf {
         self.0.join("read")
+    }
+
+    /// Where what roles know of the log is stored: the role that folds it has a file named after its
+    /// fold, and roles that only check tokens a directory of their own.
+    pub(crate) fn snapshots(&self) -> PathBuf {
+        self.0.join("snapshots")
     }
 
     /// What `role` shows to the log.

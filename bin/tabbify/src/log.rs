@@ -2,14 +2,14 @@
 
 mod transfer;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context as _;
-use tabbify_log::{CheckpointStore, Log, Restored, Verified, restore};
+use tabbify_log::{CheckpointStore, Files, Restored, Usage, Verified};
 
 use crate::audit::{self, Known, Place};
 use crate::data_dir::DataDir;
+use crate::log_settings::Settings;
 
 /// Its commands.
 #[derive(Debug, clap::Subcommand)]
@@ -29,9 +29,23 @@ pub(crate) enum Command {
 /// Which log.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Where {
+    /// Configuration file of `tabbify up` or of a transaction-node: where the data and stored extents
+    /// are
+    #[arg(long)]
+    config: Option<PathBuf>,
     /// The data directory; default `$XDG_DATA_HOME/tabbify`
     #[arg(long)]
     data_dir: Option<PathBuf>,
+}
+
+impl Where {
+    /// The log's directory, and its files there and in the store.
+    fn find(self) -> anyhow::Result<(PathBuf, Files)> {
+        let (configured, settings) = Settings::read(self.config.as_deref())?;
+        let data = DataDir::choose(self.data_dir.or(configured))?;
+        let files = Files::new(settings.cold_store(&data)?.as_ref());
+        Ok((data.log(), files))
+    }
 }
 
 /// Flags of `restore`.
@@ -51,7 +65,7 @@ pub(crate) struct Restore {
 pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
     let done = match command {
         Command::Verify(engine) => transfer::verify(engine).await,
-        Command::Stat(place) => look(place, stat).await,
+        Command::Stat(place) => stat(place).await,
         Command::Export(command) => transfer::export(command).await,
         Command::Import(command) => transfer::import(command).await,
         Command::Restore(command) => mend(command).await,
@@ -61,23 +75,29 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
 
 /// Stat verifies too: what is not intact has no size worth telling.
 #[expect(clippy::print_stdout, reason = "a command for people")]
-async fn look(
-    place: Where,
-    shown: impl FnOnce(&Path, &Verified) -> anyhow::Result<String>,
-) -> anyhow::Result<()> {
-    let dir = DataDir::choose(place.data_dir)?.log();
-    let read = dir.clone();
-    let found = tokio::task::spawn_blocking(move || Log::verify(&read)).await??;
-    println!("{}", shown(&dir, &found)?);
+async fn stat(place: Where) -> anyhow::Result<()> {
+    let (dir, files) = place.find()?;
+    let found = tokio::task::spawn_blocking(move || {
+        let found = files.verify(&dir)?;
+        anyhow::Ok((found, files.usage(&dir)?))
+    });
+    let (found, usage) = found.await??;
+    println!("{}", stat_text(&found, &usage));
     Ok(())
 }
 
 #[expect(clippy::print_stdout, reason = "a command for people")]
 async fn mend(command: Restore) -> anyhow::Result<()> {
-    let Known { data, store, trust } = command.place.find().await?;
+    let Known {
+        data,
+        files,
+        store,
+        trust,
+    } = command.place.find().await?;
     let signed = store.all(&trust).await?;
     let (dir, accept) = (data.log(), command.accept_loss);
-    let done = tokio::task::spawn_blocking(move || restore(&dir, &command.from, &signed, accept));
+    let done =
+        tokio::task::spawn_blocking(move || files.restore(&dir, &command.from, &signed, accept));
     let done = done.await??;
     println!("{}", restored(&done));
     if done.signed_upto > Some(done.head) {
@@ -128,13 +148,56 @@ fn verified(found: &Verified) -> String {
     )
 }
 
-fn stat(dir: &Path, found: &Verified) -> anyhow::Result<String> {
-    let mut bytes = 0;
-    for entry in std::fs::read_dir(dir).with_context(|| dir.display().to_string())? {
-        bytes += entry?.metadata()?.len();
+fn stat_text(found: &Verified, usage: &Usage) -> String {
+    let mut text = format!(
+        "log      {}\nhead     {}\nframes   {}\nextents  {}\nbytes    {} (allocated ahead)",
+        found.log_id, found.head, found.frames, found.extents, usage.local_len
+    );
+    if usage.stored > 0 {
+        text.push_str(&format!(
+            "\nstored   {} extents, {} of them only in the object store\n         {} bytes there, of {}",
+            usage.stored, usage.only_stored, usage.stored_len, usage.stored_extents_len
+        ));
     }
-    Ok(format!(
-        "log      {}\nhead     {}\nframes   {}\nextents  {}\nbytes    {bytes} (allocated ahead)",
-        found.log_id, found.head, found.frames, found.extents
-    ))
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use tabbify_log::{LogId, Options};
+    use tabbify_process::SystemClock;
+
+    use super::*;
+
+    #[test]
+    fn what_is_stored_is_told_where_there_is_any() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = Options::new(std::sync::Arc::new(SystemClock));
+        let log_id: LogId = tabbify_log::Log::open(dir.path(), options)
+            .unwrap()
+            .log_id();
+        let files = Files::new(None);
+        let found = files.verify(dir.path()).unwrap();
+        let usage = files.usage(dir.path()).unwrap();
+        let text = stat_text(&found, &usage);
+        assert!(
+            text.starts_with(&format!("log      {log_id}\nhead     0\n")),
+            "{text}"
+        );
+        assert!(!text.contains("stored"), "{text}");
+        let stored = Usage {
+            stored: 5,
+            stored_len: 100,
+            stored_extents_len: 700,
+            only_stored: 3,
+            ..usage
+        };
+        let text = stat_text(&found, &stored);
+        assert!(
+            text.ends_with(
+                "5 extents, 3 of them only in the object store\n         100 bytes there, of 700"
+            ),
+            "{text}"
+        );
+    }
 }

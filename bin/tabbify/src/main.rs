@@ -6,19 +6,25 @@
 //! [`data_dir`] where files are, [`down`] ends the apps of a data directory.
 
 mod audit;
+mod auth;
 mod authorize;
 mod checkpoints;
 mod command;
 mod config;
 mod contexts;
+mod coordinator;
 mod data_dir;
 mod down;
 mod leases;
 mod listen;
 mod log;
+mod log_settings;
+mod objects;
+mod own_token;
 mod platform;
 mod read_node;
 mod role;
+mod secret;
 mod substrate;
 mod token;
 mod transaction_node;

@@ -1,7 +1,7 @@
 //! The composition root: every role, built in the order in which they need each other.
 //!
 //! ```text
-//! keys → checkpoints → log → bootstrap → auth → log service, read model
+//! keys → checkpoints → log → bootstrap → auth → its service, log service, read model
 //!      → coordinator → supervisor → mesh → node
 //! ```
 //!
@@ -18,9 +18,10 @@ use tabbify_api::auth::{Authority as _, Identity};
 use tabbify_api::contexts::Context;
 use tabbify_api::log::{EventLog, LogAccess, LogEngine as _, LogScope};
 use tabbify_api::mesh::{Leases, PeerRecord};
+use tabbify_api::policy::ROLE_TAG;
 use tabbify_auth::{Auth, Keys, OWNER};
 use tabbify_coordinator::Coordinator;
-use tabbify_log::{Log, RateLimited};
+use tabbify_log::RateLimited;
 use tabbify_mesh::{Mesh, PrivateKey};
 use tabbify_node::BindError;
 use tabbify_process::{Clock, Importance, SystemClock, Tasks};
@@ -31,11 +32,14 @@ use tabbify_types::{HostName, HostUla, MeshKey, Segment, SegmentGlob};
 use crate::authorize::{Tokens, host_scope, read_node_scope};
 use crate::data_dir::DataDir;
 use crate::leases::LeaseResolver;
+use crate::log_settings::Settings;
 use crate::read_node;
-use crate::substrate::Substrate;
+use crate::substrate::{Engine, Substrate};
 
 /// The first network's number and this machine's in it, as the coordinator records them.
 const HOST_ULA: HostUla = HostUla::new(1, 1);
+/// What this machine is for others of the mesh.
+const ROLES: [&str; 4] = ["transaction-node", "auth", "coordinator", "node"];
 /// Where WireGuard sockets bind: loopback until a second machine joins (issue 3).
 const UNDERLAY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
@@ -57,15 +61,16 @@ impl Platform {
         data: &DataDir,
         listen: SocketAddr,
         runner: &Path,
-        checkpoints: Option<&str>,
+        settings: &Settings,
         tasks: &Tasks,
     ) -> anyhow::Result<Self> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let host: HostName = "local".parse()?;
         let keys = Keys::open(&data.keys())?;
-        let substrate = Substrate::open(data, checkpoints, &keys.root, &clock, tasks).await?;
+        let substrate = Substrate::open(data, settings, &keys.root, &clock, tasks).await?;
         let log = &substrate.log;
-        let auth = start_auth(&keys, log, &clock, tasks).await?;
+        let auth = start_auth(data, &keys, log, &clock, tasks).await?;
+        crate::auth::serve(data, auth.clone(), tasks)?;
         let tokens = Tokens(Arc::new(auth.checker()));
         substrate.serve(data, Arc::new(tokens.clone()), tasks)?;
         let everything = log.client(read_node_scope());
@@ -78,12 +83,14 @@ impl Platform {
         let member = tabbify_coordinator::Config {
             host: host.clone(),
             key: node_key.public(),
-            tags: Vec::new(),
+            tags: ROLES.map(|role| format!("{ROLE_TAG}{role}")).to_vec(),
             capabilities: capabilities.clone(),
         };
-        let (mine, signer) = (log.client(Coordinator::log_scope()), auth.signer());
+        let (mine, signs) = (log.client(Coordinator::log_scope()), auth.clone());
+        let options = tabbify_coordinator::Options::new(Arc::new(move || signs.signer()));
+        let options = options.snapshots(data.snapshots());
         let coordinator =
-            Coordinator::start(&member, mine, signer, Arc::clone(&clock), tasks).await?;
+            Coordinator::start(&member, mine, options, Arc::clone(&clock), tasks).await?;
         let leases: Arc<dyn Leases> = Arc::new(coordinator);
 
         let (mine, known) = (log.client(host_scope(&host)), Arc::clone(&leases));
@@ -101,6 +108,7 @@ impl Platform {
             log: log.client(node_scope()),
             writers: Arc::new(Callers(Arc::clone(&substrate.limited))),
             authority: Arc::new(auth.clone()),
+            tokens: Arc::new(auth.checker()),
             dial: Arc::new(mesh),
             // A version that was published survives loss of power.
             store: Arc::new(LocalFileSystem::new_with_prefix(data.objects())?.with_fsync(true)),
@@ -108,7 +116,7 @@ impl Platform {
             clock,
             tasks: tasks.clone(),
         };
-        let listen = serve(deps, listen, tasks).await?;
+        let listen = serve(deps, listen, data, tasks).await?;
         Ok(Self {
             substrate,
             listen,
@@ -136,14 +144,19 @@ impl Platform {
 
 /// Makes the first events where there are none, and starts the issuer.
 async fn start_auth(
+    data: &DataDir,
     keys: &Keys,
-    log: &Log,
+    log: &Engine,
     clock: &Arc<dyn Clock>,
     tasks: &Tasks,
 ) -> anyhow::Result<Auth> {
     let log = log.client(Auth::log_scope());
     tabbify_auth::bootstrap(log.as_ref(), keys).await?;
-    Ok(Auth::start(log, keys, Arc::clone(clock), tasks).await?)
+    let config = tabbify_auth::Config {
+        snapshots: Some(data.snapshots()),
+        ..tabbify_auth::Config::of(keys)
+    };
+    Ok(Auth::open(log, config, Arc::clone(clock), tasks).await?)
 }
 
 fn supervisor_config(
@@ -171,10 +184,12 @@ fn supervisor_config(
 async fn serve(
     deps: tabbify_node::Deps,
     listen: SocketAddr,
+    data: &DataDir,
     tasks: &Tasks,
 ) -> anyhow::Result<SocketAddr> {
     let config = tabbify_node::Config {
         listen: vec![listen],
+        snapshots: Some(data.snapshots()),
         ..tabbify_node::Config::default()
     };
     let server = match tabbify_node::Server::bind(config, deps).await {

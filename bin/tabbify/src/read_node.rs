@@ -25,7 +25,9 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     signals::stop_on_signals(&tasks)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let log: Arc<dyn EventLog> = Arc::new(connect(&data, "read-node", &tasks).await?);
-    let checker = Checker::start(Arc::clone(&log), Arc::clone(&clock), &tasks).await?;
+    let snapshots = data.snapshots().join("read-node");
+    let (events, time) = (Arc::clone(&log), Arc::clone(&clock));
+    let checker = Checker::start(events, Some(&snapshots), time, &tasks).await?;
     let node = start(&data, log, &clock, &tasks).await?;
     serve(&data, node, Tokens(Arc::new(checker)), &tasks)?;
     let socket = data.path().join(READ_SOCKET);

@@ -78,5 +78,7 @@ mod tests {
         assert!(log.is_ok(), "{log:?}");
         let read = load::<crate::read_node::Config>(Some(&examples.join("read-node.toml")), &[]);
         assert!(read.is_ok(), "{read:?}");
+        let auth = load::<crate::auth::Config>(Some(&examples.join("auth.toml")), &[]);
+        assert!(auth.is_ok(), "{auth:?}");
     }
 }

@@ -3,24 +3,20 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::bail;
 use tabbify_api::auth::Authority as _;
 use tabbify_api::auth::issue::API_AUDIENCE;
-use tabbify_auth::{Auth, Keys, bootstrap};
-use tabbify_log::RemoteLog;
+use tabbify_auth::{Auth, IssuerKeys, Keys, bootstrap};
 use tabbify_process::{Clock, SystemClock, Tasks, files};
-use tabbify_token::{Claims, Kind, PlatformId, Signer};
-use tabbify_types::{EventId, Tenant, Timestamp};
+use tabbify_token::PlatformId;
 
 use crate::authorize::ROLES;
 use crate::data_dir::DataDir;
+use crate::log_settings::Settings;
+use crate::own_token::OwnToken;
 use crate::role;
 use crate::substrate::{Substrate, log_socket};
-
-/// Life of the token with which this command itself goes to the log.
-const OWN_LIFE: Duration = Duration::from_secs(60);
 
 /// Flags of `tabbify init`.
 #[derive(Debug, clap::Args)]
@@ -48,7 +44,8 @@ pub(crate) async fn init(arguments: Init) -> anyhow::Result<()> {
     let tasks = Tasks::new();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let keys = Keys::open(&data.keys())?;
-    let substrate = Substrate::open(&data, None, &keys.root, &clock, &tasks).await?;
+    let substrate =
+        Substrate::open(&data, &Settings::default(), &keys.root, &clock, &tasks).await?;
     let made = bootstrap(substrate.log.client(Auth::log_scope()).as_ref(), &keys).await;
     let ended = role::stop(&tasks).await;
     substrate.close().await;
@@ -71,13 +68,9 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let keys = Keys::open(&data.keys())?;
     let tasks = Tasks::new();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let own = own_token(&keys, clock.now())?;
-    let log = RemoteLog::connect(
-        Arc::new(log_socket(&data)),
-        Arc::new(move || own.clone()),
-        &tasks,
-    )
-    .await?;
+    let platform = PlatformId::of(&keys.root.public());
+    let own = OwnToken::new(&IssuerKeys::of(&keys), platform, Arc::clone(&clock));
+    let log = own.connect(&log_socket(&data), &tasks).await?;
     let auth = Auth::start(Arc::new(log), &keys, clock, &tasks).await?;
     let issued = auth.service_token(&role, &[], API_AUDIENCE).await?;
     let path = data.token(&role);
@@ -94,27 +87,4 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     // Its connections end with it.
     drop(auth);
     role::stop(&tasks).await
-}
-
-/// Whoever holds the issuer key is auth, and says so to the log for a minute.
-fn own_token(keys: &Keys, now: Timestamp) -> anyhow::Result<String> {
-    let platform = PlatformId::of(&keys.root.public());
-    let now = Timestamp::from_secs(now.secs());
-    let claims = Claims {
-        iss: platform.clone(),
-        sub: "service:auth".to_owned(),
-        aud: API_AUDIENCE.to_owned(),
-        kind: Kind::Service,
-        tenant: Tenant::system(),
-        tags: Vec::new(),
-        scopes: Vec::new(),
-        ulas: Vec::new(),
-        cnf: None,
-        join: None,
-        iat: now,
-        nbf: now,
-        exp: now.plus(OWN_LIFE),
-        jti: EventId::mint().to_string(),
-    };
-    Ok(Signer::new(keys.issuer.clone(), platform).sign(&claims)?)
 }

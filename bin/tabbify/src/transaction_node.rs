@@ -8,13 +8,15 @@ use tabbify_auth::{Checker, Keys};
 use tabbify_process::{Clock, SystemClock, Tasks, signals};
 
 use crate::authorize::{Tokens, checker_scope};
+use crate::log_settings::{AppendRates, ColdExtents, Postgres, Settings};
+use crate::objects::Objects;
 use crate::role::{self, Arguments};
 use crate::substrate::{LOG_SOCKET, Substrate};
 
 /// Serves until a signal, or until the log fails.
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let config = arguments.config::<Config>()?.transaction_node;
-    let data = arguments.data_dir(config.data_dir)?;
+    let (configured, settings) = arguments.config::<Config>()?.into_settings();
+    let data = arguments.data_dir(configured)?;
     if !data.keys().is_dir() {
         let dir = data.path().display();
         bail!("{dir} is not a platform yet. Run: tabbify init --data-dir {dir}");
@@ -24,10 +26,11 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     signals::stop_on_signals(&tasks)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let keys = Keys::open(&data.keys())?;
-    let place = config.checkpoints.as_deref();
-    let substrate = Substrate::open(&data, place, &keys.root, &clock, &tasks).await?;
-    let log = Arc::clone(&substrate.log);
-    let checker = Checker::start(log.client(checker_scope()), clock, &tasks).await?;
+    let substrate = Substrate::open(&data, &settings, &keys.root, &clock, &tasks).await?;
+    let log = substrate.log.clone();
+    let (events, snapshots) = (log.client(checker_scope()), data.snapshots());
+    let snapshots = snapshots.join("transaction-node");
+    let checker = Checker::start(events, Some(&snapshots), clock, &tasks).await?;
     substrate.serve(&data, Arc::new(Tokens(Arc::new(checker))), &tasks)?;
     role::say(&format!(
         "transaction-node · log {} at {} · {}\n",
@@ -53,6 +56,30 @@ pub(crate) struct Config {
 struct Section {
     /// The data directory. Default `$XDG_DATA_HOME/tabbify`.
     data_dir: Option<PathBuf>,
-    /// Where what was signed of the log is kept. Default `checkpoints` in the data directory.
+    /// Where what was signed of the log is kept: a directory, or `s3://bucket/path`. Default
+    /// `checkpoints` in the data directory.
     checkpoints: Option<String>,
+    /// Where closed extents go. Default: they stay.
+    cold: Option<ColdExtents>,
+    /// The object store that `s3://` places are in.
+    objects: Objects,
+    /// What each tenant may append.
+    rates: AppendRates,
+    /// The log is in PostgreSQL. Default: it is in the data directory.
+    postgres: Option<Postgres>,
+}
+
+impl Config {
+    /// The data directory, and what there is to say of the log.
+    pub(crate) fn into_settings(self) -> (Option<PathBuf>, Settings) {
+        let section = self.transaction_node;
+        let settings = Settings {
+            checkpoints: section.checkpoints,
+            cold: section.cold,
+            objects: section.objects,
+            rates: section.rates,
+            postgres: section.postgres,
+        };
+        (section.data_dir, settings)
+    }
 }

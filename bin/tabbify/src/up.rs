@@ -38,14 +38,14 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let listen = arguments.listen.or(config.node.listen);
     let listen = listen.unwrap_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)));
     let data = DataDir::choose(arguments.data_dir.or(config.platform.data_dir))?;
-    let place = config.log.checkpoints;
+    let log = config.log.settings();
     let new = data.create()?;
     let mut held = data.hold()?;
     held.clear()?;
     let runner = runner_program()?;
     let tasks = Tasks::new();
     signals::stop_on_signals(&tasks)?;
-    let platform = Platform::start(&data, listen, &runner, place.as_deref(), &tasks).await?;
+    let platform = Platform::start(&data, listen, &runner, &log, &tasks).await?;
     let server = format!("http://localhost:{}", platform.listen.port());
     held.record(&UpRecord {
         pid: std::process::id(),

@@ -40,6 +40,9 @@ pub struct Health {
     pub platform: String,
     /// Position up to which the node's view of the log reaches.
     pub position: Position,
+    /// How old that view may be by now, in seconds; there only while the log is away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_away_s: Option<u64>,
 }
 
 /// `POST /v1/apps`. The id is the caller's, minted once; repeating the call changes nothing.

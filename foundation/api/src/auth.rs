@@ -154,35 +154,19 @@ pub trait Authority: Send + Sync + fmt::Debug {
     fn verify(&self, token: &str) -> Result<Identity, AuthError>;
 
     /// A ticket that opens `app` in a browser once, within a minute.
-    ///
-    /// # Errors
-    /// [`AuthError::Unavailable`].
-    fn open_ticket(&self, identity: &Identity, app: AppId) -> Result<IssuedToken, AuthError>;
-
-    /// Exchanges a ticket for a session (12 h) that is valid for `app` alone.
-    ///
-    /// # Errors
-    /// As [`Authority::verify`], and [`AuthError::Replayed`].
-    fn redeem_ticket(&self, ticket: &str, app: AppId) -> Result<IssuedToken, AuthError>;
-
-    /// As [`Authority::open_ticket`], for an issuer that must be asked: in another process.
     fn ticket<'a>(
         &'a self,
         identity: &'a Identity,
         app: AppId,
-    ) -> BoxFuture<'a, Result<IssuedToken, AuthError>> {
-        Box::pin(async move { self.open_ticket(identity, app) })
-    }
+    ) -> BoxFuture<'a, Result<IssuedToken, AuthError>>;
 
-    /// As [`Authority::redeem_ticket`], for an issuer that must be asked; and the session is on
-    /// record then, so that a ticket counts once among several issuers.
+    /// Exchanges a ticket for a session (12 h) that is valid for `app` alone. It is on record before
+    /// anybody has it: a ticket counts once among several issuers.
     fn session<'a>(
         &'a self,
         ticket: &'a str,
         app: AppId,
-    ) -> BoxFuture<'a, Result<IssuedToken, AuthError>> {
-        Box::pin(async move { self.redeem_ticket(ticket, app) })
-    }
+    ) -> BoxFuture<'a, Result<IssuedToken, AuthError>>;
 
     /// Who a session is, if it is valid now and for `app`.
     ///

@@ -89,6 +89,8 @@ codes! {
     Conflict = "conflict", 409, "Changed at the same time";
     /// The event id is in the log with other content or in another batch.
     IdConflict = "id_conflict", 409, "The event id is taken";
+    /// A newer instance holds the slot: this one's lease is not renewed.
+    LeaseFenced = "lease_fenced", 409, "A newer instance has taken over";
     /// A batch expects a revision that its key has not reached.
     ExpectAhead = "expect_ahead", 409, "Not that far yet";
     /// The consumer's name belongs to another consumer.
@@ -145,6 +147,8 @@ codes! {
     AppNoResponse = "app_no_response", 502, "The app did not answer";
     /// The platform is starting or stopping.
     Unavailable = "unavailable", 503, "Try again";
+    /// A part of the log is in an object store and cannot be read from there now.
+    LogStored = "log_stored", 503, "A part of the log is out of reach";
     /// The projection has stopped before an event that this program does not understand.
     ProjectionStopped = "projection_stopped", 503, "The projection has stopped";
     /// The app used its processor time without progress.

@@ -4,7 +4,8 @@
 //! interface, in the order in which a push meets them: [`error`] is what every refusal looks like,
 //! [`contexts`] and [`auth`] sign in, [`apps`] is the node's REST, [`artifact`] what an upload becomes, [`log`]
 //! where it is recorded, [`consumers`] who works on
-//! what was recorded, [`mesh`] who may be dialed, [`runner`] how a supervisor talks to a runner,
+//! what was recorded, [`mesh`] who may be dialed, [`policy`] by whom, [`coordinator`] who is asked for
+//! both over a network, [`runner`] how a supervisor talks to a runner,
 //! [`read`] what can be asked about all of it, [`fold`] what every role keeps of it in memory.
 
 pub mod apps;
@@ -12,11 +13,13 @@ pub mod artifact;
 pub mod auth;
 pub mod consumers;
 pub mod contexts;
+pub mod coordinator;
 pub mod error;
 pub mod fold;
 pub mod log;
 pub mod logs;
 pub mod mesh;
+pub mod policy;
 pub mod read;
 pub mod runner;
 

@@ -11,6 +11,8 @@
 //!   subscribe(after = 3):  4 5 6 CaughtUp(6) then 7 as it commits; no gap, no duplicate
 //! ```
 
+mod line;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -20,6 +22,8 @@ use tabbify_types::{EventId, NewEvent, Position, Recorded, Rev, Segment, Segment
 
 use crate::auth::{AuthError, Identity};
 use crate::{BoxFuture, ErrorCode};
+
+pub use line::Line;
 
 /// LIMIT: events in one batch.
 pub const BATCH_EVENTS_MAX: usize = 1024;
@@ -426,6 +430,13 @@ pub enum ReadError {
     #[error("the log is damaged: {detail}")]
     Damaged {
         /// Extent, byte and what is wrong there.
+        detail: String,
+    },
+    /// A part of the log is in an object store, and what is asked for cannot be read from there: the
+    /// store is away, or has lost or damaged it. The rest is read, and appends are taken.
+    #[error("a stored part of the log cannot be read: {detail}")]
+    Stored {
+        /// Extent, object, and what to do.
         detail: String,
     },
     /// The log is stopping.

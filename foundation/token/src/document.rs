@@ -19,14 +19,24 @@ pub const OWNER_PROOF_LIFE_MAX: Duration = Duration::from_secs(60);
 /// begin with it, since a compact JWS never has a NUL.
 const ENDORSEMENT_PREFIX: &[u8] = b"tabbify-issuer-key-v1\0";
 
-/// Types of documents that issuer keys sign. A closed list, so that no document can be given the
-/// type of a token.
+/// Types of documents that are signed: by issuer keys, and two by the key of a machine. A closed list,
+/// so that no document can be given the type of a token or of another document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DocumentType {
     /// The platform's word that a key answers for an instance: `api::mesh::Lease`.
     Lease,
     /// What an invited person registers with: [`crate::Invitation`].
     Invitation,
+    /// The platform's word for a machine: `api::coordinator::HostCertificate`.
+    HostCertificate,
+    /// The platform's word that a key answers for a machine: `api::coordinator::HostLease`.
+    HostLease,
+    /// A machine's word, under its certificate, that an instance may have its lease:
+    /// `api::coordinator::SpawnTicket`. Signed by the machine's own key.
+    SpawnTicket,
+    /// A machine's signing key says which WireGuard key it speaks for: `api::coordinator::HostKey`.
+    /// Signed by the machine's own key.
+    HostKey,
 }
 
 impl DocumentType {
@@ -36,6 +46,10 @@ impl DocumentType {
         match self {
             Self::Lease => "tabbify-lease+jwt",
             Self::Invitation => "tabbify-invitation+jwt",
+            Self::HostCertificate => "tabbify-host-certificate+jwt",
+            Self::HostLease => "tabbify-host-lease+jwt",
+            Self::SpawnTicket => "tabbify-spawn-ticket+jwt",
+            Self::HostKey => "tabbify-host-key+jwt",
         }
     }
 }

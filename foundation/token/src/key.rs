@@ -5,6 +5,7 @@ use std::fmt;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
+use serde::{Deserialize, Serialize};
 use tabbify_types::{SigningKeyId, VerifyingKeyBytes};
 use zeroize::Zeroizing;
 
@@ -96,8 +97,10 @@ impl fmt::Debug for SecretKey {
     }
 }
 
-/// A public key that has been checked: a canonical point of the curve, not of low order.
-#[derive(Clone, PartialEq, Eq)]
+/// A public key that has been checked: a canonical point of the curve, not of low order. Written as
+/// its bytes are; checked again when read.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "VerifyingKeyBytes", into = "VerifyingKeyBytes")]
 pub struct PublicKey(VerifyingKey);
 
 impl PublicKey {
@@ -125,6 +128,12 @@ impl TryFrom<VerifyingKeyBytes> for PublicKey {
             return Err(KeyError::Public(bytes));
         }
         Ok(Self(key))
+    }
+}
+
+impl From<PublicKey> for VerifyingKeyBytes {
+    fn from(key: PublicKey) -> Self {
+        key.bytes()
     }
 }
 

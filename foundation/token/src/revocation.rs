@@ -4,6 +4,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::{Deserialize, Serialize};
 use tabbify_types::Timestamp;
 
 /// Bytes of a token id's digest that are kept: sixteen a token, however many there are. Two ids with
@@ -11,16 +14,21 @@ use tabbify_types::Timestamp;
 const DIGEST_LEN: usize = 16;
 
 /// What was revoked so far.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Revocations {
-    tokens: BTreeSet<[u8; DIGEST_LEN]>,
+    tokens: BTreeSet<TokenDigest>,
     subjects: BTreeMap<String, Timestamp>,
 }
+
+/// What is kept of a token's id; written as base64url without padding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+struct TokenDigest([u8; DIGEST_LEN]);
 
 impl Revocations {
     /// Revokes one token; `false` if it was already.
     pub fn revoke(&mut self, jti: &str) -> bool {
-        self.tokens.insert(digest(jti))
+        self.tokens.insert(TokenDigest::of(jti))
     }
 
     /// Revokes everything that `subject` was given in the second `upto` or before; `false` if it was
@@ -41,7 +49,7 @@ impl Revocations {
     /// Whether the token `jti` itself was revoked.
     #[must_use]
     pub fn contain(&self, jti: &str) -> bool {
-        self.tokens.contains(&digest(jti))
+        self.tokens.contains(&TokenDigest::of(jti))
     }
 
     /// Whether the token `jti` of `subject`, issued at `iat`, was revoked.
@@ -52,10 +60,32 @@ impl Revocations {
     }
 }
 
-fn digest(jti: &str) -> [u8; DIGEST_LEN] {
-    let mut digest = [0; DIGEST_LEN];
-    digest.copy_from_slice(&blake3::hash(jti.as_bytes()).as_bytes()[..DIGEST_LEN]);
-    digest
+impl TokenDigest {
+    fn of(jti: &str) -> Self {
+        let mut digest = [0; DIGEST_LEN];
+        digest.copy_from_slice(&blake3::hash(jti.as_bytes()).as_bytes()[..DIGEST_LEN]);
+        Self(digest)
+    }
+}
+
+impl From<TokenDigest> for String {
+    fn from(digest: TokenDigest) -> Self {
+        URL_SAFE_NO_PAD.encode(digest.0)
+    }
+}
+
+/// The text is not the digest of a token's id.
+#[derive(Debug, thiserror::Error)]
+#[error("not a digest (22 characters of base64url)")]
+struct NotADigest;
+
+impl TryFrom<String> for TokenDigest {
+    type Error = NotADigest;
+
+    fn try_from(text: String) -> Result<Self, NotADigest> {
+        let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| NotADigest)?;
+        bytes.try_into().map(Self).map_err(|_| NotADigest)
+    }
 }
 
 #[cfg(test)]
@@ -77,5 +107,26 @@ mod tests {
         assert!(revoked.cover("b", "user:anna", at(10)));
         assert!(!revoked.cover("b", "user:anna", at(11)));
         assert!(!revoked.cover("b", "user:ann", at(10)));
+    }
+
+    #[test]
+    fn what_is_written_is_all_of_it_and_no_token() {
+        let mut revoked = Revocations::default();
+        for n in 0..100 {
+            revoked.revoke(&format!("jti-{n}"));
+            revoked.end_sessions(&format!("user:{n}"), Timestamp::from_secs(n));
+        }
+        let text = serde_json::to_string(&revoked).unwrap();
+        assert!(!text.contains("jti"), "{text}");
+        assert_eq!(serde_json::from_str::<Revocations>(&text).unwrap(), revoked);
+        for bad in [
+            "",
+            "AAAA",
+            "AAAAAAAAAAAAAAAAAAAAAB",
+            "!!!!!!!!!!!!!!!!!!!!!!",
+        ] {
+            let text = format!(r#"{{"tokens":["{bad}"],"subjects":{{}}}}"#);
+            assert!(serde_json::from_str::<Revocations>(&text).is_err(), "{bad}");
+        }
     }
 }

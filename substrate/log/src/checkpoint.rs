@@ -36,8 +36,9 @@ use crate::frame::FrameHash;
 use crate::log::LogId;
 use crate::merkle::{Tree, TreeHash};
 
-pub(crate) use audit::hold_against;
 pub use audit::{Audited, audit, audit_open};
+pub(crate) use audit::{audit_on, audit_open_on, hold_against};
+pub(crate) use proof::prove_on;
 pub use proof::{Proof, ProofError, Proven, prove};
 pub use publisher::{PublishError, Publisher};
 pub use store::{CheckpointStore, StoreError};

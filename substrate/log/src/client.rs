@@ -1,5 +1,7 @@
-//! The log as one actor may use it: `scope` says what, this module does it.
+//! The log as one actor may use it, whatever the engine: `scope` says what is allowed, the engine's
+//! writer and readers do it.
 
+use std::fmt;
 use std::sync::Arc;
 
 use tabbify_api::BoxFuture;
@@ -8,33 +10,49 @@ use tabbify_api::log::{
     Subscribe,
 };
 use tabbify_types::Position;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::batch;
-use crate::log::Shared;
-use crate::reader::{self, Bounds, Wanted};
+use crate::reader::Wanted;
 use crate::scope;
-use crate::subscription::Subscription;
 use crate::writer::Request;
 
-/// LIMIT: bytes of data in one page, and of frames read for it: a page may come back short, or
-/// empty, before the head; `next_after` says how far it has looked.
-const PAGE_DATA_LEN_MAX: usize = 8 * 1024 * 1024;
-const PAGE_READ_LEN_MAX: usize = 64 * 1024 * 1024;
+/// What clients need of an engine. Nothing of a scope: that is judged before.
+pub(crate) trait Engine: fmt::Debug + Send + Sync + 'static {
+    /// The last durable position.
+    fn head(&self) -> Position;
 
-/// Implements [`EventLog`].
+    /// Bytes of batches that may wait for the writer, as permits.
+    fn room(&self) -> &Arc<Semaphore>;
+
+    /// The way into the writer; `None` once the log stops.
+    fn requests(&self) -> Option<mpsc::Sender<Request>>;
+
+    /// Up to `limit` events after `after`, which is not beyond the head.
+    fn page(
+        self: Arc<Self>,
+        wanted: Wanted,
+        after: Position,
+        limit: usize,
+    ) -> BoxFuture<'static, Result<Page, ReadError>>;
+
+    /// Events after `after`, which is not beyond the head, without end.
+    fn follow(self: Arc<Self>, wanted: Wanted, after: Position) -> Box<dyn Subscribe>;
+}
+
+/// Implements [`EventLog`] for one actor.
 #[derive(Debug)]
-pub(crate) struct Client {
-    shared: Arc<Shared>,
+pub(crate) struct Client<E> {
+    engine: Arc<E>,
     scope: LogScope,
     actor: Arc<str>,
 }
 
-impl Client {
-    pub(crate) fn new(shared: Arc<Shared>, scope: LogScope) -> Self {
+impl<E: Engine> Client<E> {
+    pub(crate) fn new(engine: Arc<E>, scope: LogScope) -> Self {
         let actor = scope.actor.as_str().into();
         Self {
-            shared,
+            engine,
             scope,
             actor,
         }
@@ -44,11 +62,11 @@ impl Client {
         scope::may_append(&self.scope, &batch)?;
         let len = batch::check(&batch, &self.actor)?;
         let permits = u32::try_from(len).map_err(|_| AppendError::Stopping)?;
-        let room = Arc::clone(&self.shared.room)
+        let room = Arc::clone(self.engine.room())
             .acquire_many_owned(permits)
             .await;
         let room = room.map_err(|_| AppendError::Stopping)?;
-        let requests = self.shared.requests().ok_or(AppendError::Stopping)?;
+        let requests = self.engine.requests().ok_or(AppendError::Stopping)?;
         let (answer, answered) = oneshot::channel();
         let actor = Arc::clone(&self.actor);
         let request = Request {
@@ -68,43 +86,12 @@ impl Client {
     }
 
     fn wanted(&self, filter: Filter, after: Position) -> Result<Wanted, ReadError> {
-        scope::may_read(&self.scope, &filter, after, self.shared.head())?;
+        scope::may_read(&self.scope, &filter, after, self.engine.head())?;
         Ok(Wanted::new(filter, self.scope.read.clone()))
-    }
-
-    async fn read_page(
-        &self,
-        filter: Filter,
-        after: Position,
-        limit: usize,
-    ) -> Result<Page, ReadError> {
-        let mut wanted = self.wanted(filter, after)?;
-        let head = self.shared.head();
-        let bounds = Bounds {
-            events: limit.min(PAGE_EVENTS_MAX),
-            data_len: PAGE_DATA_LEN_MAX,
-            read_len: PAGE_READ_LEN_MAX,
-        };
-        let recent = reader::from_memory(&self.shared, &mut wanted, after, head, bounds);
-        let looked = match recent {
-            Some(looked) => looked,
-            None => {
-                let shared = Arc::clone(&self.shared);
-                let pass = tokio::task::spawn_blocking(move || {
-                    reader::from_files(&shared, &mut wanted, after, head, bounds)
-                });
-                pass.await.map_err(|_| ReadError::Stopping)??
-            }
-        };
-        Ok(Page {
-            events: looked.events,
-            next_after: looked.upto,
-            head,
-        })
     }
 }
 
-impl EventLog for Client {
+impl<E: Engine> EventLog for Client<E> {
     fn append(&self, batch: Append) -> BoxFuture<'_, Result<Appended, AppendError>> {
         Box::pin(self.append_checked(batch))
     }
@@ -115,19 +102,21 @@ impl EventLog for Client {
         after: Position,
         limit: usize,
     ) -> BoxFuture<'_, Result<Page, ReadError>> {
-        Box::pin(self.read_page(filter, after, limit))
+        match self.wanted(filter, after) {
+            Ok(wanted) => {
+                let limit = limit.min(PAGE_EVENTS_MAX);
+                Arc::clone(&self.engine).page(wanted, after, limit)
+            }
+            Err(refused) => Box::pin(std::future::ready(Err(refused))),
+        }
     }
 
     fn subscribe(&self, filter: Filter, after: Position) -> Result<Box<dyn Subscribe>, ReadError> {
         let wanted = self.wanted(filter, after)?;
-        Ok(Box::new(Subscription::new(
-            Arc::clone(&self.shared),
-            wanted,
-            after,
-        )))
+        Ok(Arc::clone(&self.engine).follow(wanted, after))
     }
 
     fn head(&self) -> Position {
-        self.shared.head()
+        self.engine.head()
     }
 }

@@ -10,6 +10,7 @@ mod open_files;
 mod real;
 #[cfg(test)]
 pub(crate) mod sim;
+mod tiered;
 
 use std::fmt;
 use std::io;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 
 pub(crate) use open_files::OpenFiles;
 pub(crate) use real::RealDisk;
+pub(crate) use tiered::Tiered;
 
 /// A file system, as far as the engine needs one.
 pub(crate) trait Disk: fmt::Debug + Send + Sync {
@@ -104,17 +106,23 @@ pub(crate) enum SyncPoint {
     RecoveredTail,
     /// The names of the extents as recovery found them.
     RecoveredNames,
+    /// The record of a stored extent, before it has its name.
+    StoredRecord,
+    /// The name of that record, before the extent is removed.
+    StoredName,
 }
 
 #[cfg(test)]
 impl SyncPoint {
     /// All of them.
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::LogDirectory,
         Self::ExtentContent,
         Self::ExtentName,
         Self::Commit,
         Self::RecoveredTail,
         Self::RecoveredNames,
+        Self::StoredRecord,
+        Self::StoredName,
     ];
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use tabbify_types::Position;
 
+use crate::cold::ColdError;
 use crate::frame::FORMAT_VERSION;
 
 /// Why a log cannot be opened or verified. Nothing has been changed on disk.
@@ -70,6 +71,17 @@ pub enum OpenError {
         #[source]
         source: io::Error,
     },
+    /// A closed extent is in an object store and cannot be read from there.
+    #[error("cannot {action} {path}", path = path.display())]
+    Stored {
+        /// What was tried: a verb.
+        action: &'static str,
+        /// The extent.
+        path: PathBuf,
+        /// Why not, and what to do.
+        #[source]
+        source: ColdError,
+    },
 }
 
 impl OpenError {
@@ -81,12 +93,22 @@ impl OpenError {
         }
     }
 
-    /// For `map_err`.
+    /// For `map_err`. What an object store says is told apart from what a disk says.
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::Io {
-            action,
-            path: path.to_owned(),
-            source,
+        move |source| {
+            let path = path.to_owned();
+            match ColdError::within(&source).cloned() {
+                Some(source) => Self::Stored {
+                    action,
+                    path,
+                    source,
+                },
+                None => Self::Io {
+                    action,
+                    path,
+                    source,
+                },
+            }
         }
     }
 }

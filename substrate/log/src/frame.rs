@@ -279,10 +279,13 @@ impl FrameBuilder {
         self.count == 0
     }
 
-    /// Adds an event; the caller has seen to the limits.
-    pub(crate) fn push(&mut self, event: &Recorded, place: BatchPlace) {
+    /// Adds an event; the caller has seen to the limits. Answers its record, and where in the frame
+    /// that starts.
+    pub(crate) fn push(&mut self, event: &Recorded, place: BatchPlace) -> (&[u8], usize) {
+        let start = self.buf.len();
         record::encode(&mut self.buf, event, place);
         self.count += 1;
+        (&self.buf[start..], start)
     }
 
     /// Adds `count` events by their records, as another frame has them.

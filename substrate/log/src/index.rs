@@ -108,6 +108,8 @@ pub(crate) struct Part {
     path: Arc<Path>,
     memory: Memory,
     spans: Vec<SpanEntry>,
+    /// Where the record of each durable event is, from `first` on.
+    records: Vec<Locator>,
     /// Where its last durable frame ends.
     end: u64,
 }
@@ -138,7 +140,7 @@ pub(crate) struct Located {
 #[derive(Debug, Clone)]
 pub(crate) struct Found {
     pub(crate) position: Position,
-    /// Where exactly, if a run knows it.
+    /// Where exactly, if the index knows it.
     pub(crate) at: Option<(Arc<Path>, Locator)>,
 }
 
@@ -157,6 +159,7 @@ impl Part {
             path: path.into(),
             memory: Memory::default(),
             spans: Vec::new(),
+            records: Vec::new(),
             end: extent::EXTENT_HEADER_LEN as u64,
         }
     }
@@ -166,6 +169,17 @@ impl Part {
         let at = u32::try_from(offset).expect("INVARIANT: extents are at most 64 MiB");
         build::push_span(&mut self.spans, first, at);
         self.end = offset + len;
+    }
+
+    /// The event at a position, if it is durable and in this extent.
+    fn found(&self, position: Position) -> Found {
+        let index = position.get().checked_sub(self.first.get());
+        let index = index.and_then(|index| usize::try_from(index).ok());
+        let at = index.and_then(|index| self.records.get(index));
+        Found {
+            position,
+            at: at.map(|at| (Arc::clone(&self.path), *at)),
+        }
     }
 
     /// Takes what is in the extent already.
@@ -206,7 +220,7 @@ impl Collect for Reading<'_> {
         Ok(())
     }
 
-    fn event(&mut self, event: &EventRef<'_>, _offset: u64) -> Result<(), String> {
+    fn event(&mut self, event: &EventRef<'_>, offset: u64) -> Result<(), String> {
         let EventRef {
             position, id, rev, ..
         } = *event;
@@ -224,6 +238,7 @@ impl Collect for Reading<'_> {
         }
         let batch = event.place;
         memory.insert(hash, text, rev, id, Place { position, batch });
+        self.part.records.push(Locator::of(event.bytes, offset)?);
         Ok(())
     }
 }
@@ -268,6 +283,12 @@ impl Index {
     /// The last position that a run covered when the log was opened.
     pub(crate) const fn sealed_at_start(&self) -> Position {
         self.sealed_at_start
+    }
+
+    /// The last position that a run covers.
+    pub(crate) fn sealed_upto(&self) -> Position {
+        let parts = self.parts();
+        parts.runs.last().map_or(Position(0), |run| run.header.last)
     }
 
     /// All that was sealed at the start has been read and verified.
@@ -370,9 +391,11 @@ impl Index {
         Ok(rev)
     }
 
-    /// A frame of the active extent has become durable.
-    pub(crate) fn committed(&self, first: Position, offset: u64, len: u64) {
-        self.parts_mut().active.frame(first, offset, len);
+    /// A frame of the active extent has become durable, with the records of its events.
+    pub(crate) fn committed(&self, first: Position, offset: u64, len: u64, records: &[Locator]) {
+        let active = &mut self.parts_mut().active;
+        active.frame(first, offset, len);
+        active.records.extend_from_slice(records);
     }
 
     /// Waits until another extent may be closed, while closed ones are turned into runs.
@@ -464,11 +487,12 @@ impl Index {
             .closed
             .front()
             .map_or(parts.active.first, |it| it.first);
-        let closed = parts.closed.iter().map(|part| &part.memory);
+        let closed = parts.closed.iter().map(|part| &**part);
         let mut recent = Vec::new();
-        for memory in closed.chain([&parts.active.memory]) {
+        for part in closed.chain([&parts.active]) {
             let room = limit - recent.len();
-            recent.extend(memory.positions(hash, after, upto, room));
+            let positions = part.memory.positions(hash, after, upto, room);
+            recent.extend(positions.into_iter().map(|position| part.found(position)));
         }
         drop(parts);
         let mut found = Vec::new();
@@ -477,8 +501,7 @@ impl Index {
             found = self.ask(|runs| self.sealed(runs, hash, (after, upto), limit))?;
         }
         let room = limit - found.len();
-        let recent = recent.into_iter().take(room);
-        found.extend(recent.map(|position| Found { position, at: None }));
+        found.extend(recent.into_iter().take(room));
         Ok(found)
     }
 

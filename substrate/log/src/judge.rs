@@ -5,6 +5,7 @@ use std::cell::OnceCell;
 use std::sync::Arc;
 
 use tabbify_api::log::{Append, AppendError, Appended};
+use tabbify_process::chain;
 use tabbify_types::{EventId, Position, Recorded, Rev};
 
 use crate::batch::{self, same_content};
@@ -136,6 +137,12 @@ impl Judge<'_> {
             OpenError::Io { source, .. } if extent::is_full(&source) => AppendError::NoSpace {
                 detail: source.to_string(),
             },
+            // A part of the index had to be made anew from an extent that is stored. Whoever repeats the
+            // batch gets an answer when the store does; the others get theirs.
+            error @ OpenError::Stored { .. } => {
+                tracing::warn!(error = %chain(&error), "a batch cannot be judged now");
+                AppendError::Stopping
+            }
             error => {
                 self.failed.get_or_init(|| error);
                 AppendError::Stopping

@@ -1,10 +1,11 @@
-//! The threads beside the writer: one seals closed extents, one merges their runs, one reads again
-//! what a start has not read. They end with the writer; damage that one of them finds ends the log.
+//! The threads beside the writer: one seals closed extents, one merges their runs, one stores the
+//! extents in an object store, one reads again what a start has not read. They end with the writer; damage that one of them finds ends the log.
 
 use std::io;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
+use crate::cold;
 use crate::error::OpenError;
 use crate::index::Duty;
 use crate::log::Shared;
@@ -30,6 +31,9 @@ impl Keepers {
         self.spawn("log-merge", NICE_MERGE, |shared| {
             shared.index.keep(Duty::Merge)
         })?;
+        if shared.cold.is_some() {
+            self.spawn("log-cold", NICE_SCRUB, cold::keep)?;
+        }
         if scrub {
             self.spawn("log-scrub", NICE_SCRUB, scrub::scrub)?;
         }

@@ -23,13 +23,13 @@
 //! 8. A log that is not what its newest checkpoint has signed does not open.
 //!
 //! Reading order: `fields`, `record` and `frame` are the bytes, `disk` the file system, `extent` the
-//! files on it, `scan` and `tail` what opening does with them, `index` what is kept in memory, `batch`
-//! and `judge` what may be appended, `writer` the commit and `spare` its next file, `reader` and
-//! `subscription` the way out, `client` who may, `log` the handle on it all, `merkle` and `checkpoint`
-//! what is signed of it, `restore` how it is put together again, `consumers` the work that is handed
-//! out and acknowledged, `rate` how fast a tenant may append, `wire` what crosses a network, `service`
-//! and `remote` its two ends, `postgres` the same log in a database on several machines, and `transfer`
-//! the move between the two.
+//! files on it, `cold` the object store behind them, `scan` and `tail` what opening does with them,
+//! `index` what is kept in memory, `batch` and `judge` what may be appended, `writer` the commit and
+//! `spare` its next file, `reader` and `subscription` the way out, `client` who may, `log` the handle on
+//! it all, `merkle` and `checkpoint` what is signed of it, `restore` how it is put together again,
+//! `files` a log that nobody has open, `consumers` the work that is handed out and acknowledged, `rate`
+//! how fast a tenant may append, `wire` what crosses a network, `service` and `remote` its two ends,
+//! `postgres` the same log in a database on several machines, and `transfer` the move between the two.
 //! The format: docs/protocols/log-format.md. The network: docs/protocols/log-http.md.
 
 mod fields;
@@ -39,6 +39,8 @@ mod frame;
 
 mod disk;
 mod extent;
+
+mod cold;
 
 mod scan;
 mod tail;
@@ -69,6 +71,8 @@ mod checkpoint;
 mod merkle;
 mod restore;
 
+mod files;
+
 mod consumers;
 
 mod rate;
@@ -94,8 +98,10 @@ pub use checkpoint::{
     LogKeyError, Proof, ProofError, Proven, PublishError, Publisher, Signed, StoreError, Trust,
     TrustError, audit, audit_open, prove,
 };
+pub use cold::{Cold, ColdError, ColdStore};
 pub use consumers::{Consumers, ConsumersError};
 pub use error::{OpenError, TornTail};
+pub use files::{Files, Usage};
 pub use log::{Log, LogId, Verified};
 pub use options::Options;
 pub use rate::{RateLimited, Rates};

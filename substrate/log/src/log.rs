@@ -15,9 +15,11 @@ use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::checkpoint;
 use crate::client::Client;
-use crate::disk::{Disk, OpenFiles, RealDisk, SyncPoint};
+use crate::cold::Cold;
+use crate::disk::{Disk, OpenFiles, SyncPoint, Tiered};
 use crate::error::{OpenError, TornTail};
 use crate::extent;
+use crate::files::Files;
 use crate::index::Index;
 use crate::opening;
 use crate::options::{OnFailure, Options};
@@ -101,8 +103,12 @@ impl Log {
     }
 
     /// Recovery: everything up to where appends can be taken.
-    fn ready(dir: &Path, options: Options) -> Result<(Arc<Shared>, Writer), OpenError> {
-        let disk = Arc::clone(&options.disk);
+    fn ready(dir: &Path, mut options: Options) -> Result<(Arc<Shared>, Writer), OpenError> {
+        let store = options.cold.as_ref().map(|cold| &cold.store);
+        let tiered = Tiered::new(options.disk, store);
+        options.stop = Arc::clone(tiered.blocks().stop());
+        let disk: Arc<dyn Disk> = Arc::new(tiered.clone());
+        options.disk = Arc::clone(&disk);
         extent::make_dir(&*disk, dir).map_err(OpenError::io("create", dir))?;
         let lock = extent::lock(&*disk, dir)?;
         // Before anything is made of what is there: the process before may have ended between giving
@@ -118,6 +124,7 @@ impl Log {
             .map_err(OpenError::io("remove the spare extent in", dir))?;
         let (requests, queue) = mpsc::channel(QUEUE_REQUESTS_MAX);
         let on_failure = Arc::clone(&options.on_failure);
+        let cold = options.cold.clone().map(|cold| (cold, tiered));
         let (writer, index) = Writer::start(dir, queue, lock, found, options)?;
         let (log_id, durable) = writer.state();
         let shared = Shared {
@@ -129,6 +136,7 @@ impl Log {
             index,
             recent: RwLock::default(),
             files: OpenFiles::new(disk),
+            cold,
             failed: AtomicBool::new(false),
             on_failure,
         };
@@ -136,12 +144,13 @@ impl Log {
     }
 
     /// Verifies the log in `dir` without opening it for use: every byte, and that every event can
-    /// be read. Changes nothing, and is refused while the log is open.
+    /// be read. Changes nothing, and is refused while the log is open. [`Files::verify`] does this for a
+    /// log with extents in an object store.
     ///
     /// # Errors
     /// [`OpenError`], with the first thing that is wrong.
     pub fn verify(dir: &Path) -> Result<Verified, OpenError> {
-        Self::verify_on(&RealDisk, dir)
+        Files::new(None).verify(dir)
     }
 
     pub(crate) fn verify_on(disk: &dyn Disk, dir: &Path) -> Result<Verified, OpenError> {
@@ -275,6 +284,8 @@ pub(crate) struct Shared {
     recent: RwLock<Recent>,
     /// Extents that are being read.
     pub(crate) files: OpenFiles,
+    /// Where closed extents go, and the disk through which they are read again.
+    pub(crate) cold: Option<(Cold, Tiered)>,
     failed: AtomicBool,
     on_failure: OnFailure,
 }

@@ -5,7 +5,6 @@
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use tabbify_types::Position;
 
@@ -66,7 +65,7 @@ pub(crate) fn over(dir: &Path, log_id: [u8; 16], options: &Options) -> Over {
         hash: options.hash_key,
         cache_len: options.index_cache_len,
         seal_len: options.seal_len,
-        stop: Arc::new(AtomicBool::new(false)),
+        stop: Arc::clone(&options.stop),
     }
 }
 

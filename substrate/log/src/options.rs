@@ -3,10 +3,12 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use tabbify_process::Clock;
 
 use crate::checkpoint::Signed;
+use crate::cold::Cold;
 use crate::disk::{Disk, RealDisk};
 use crate::frame::SECTOR;
 use crate::index::{CACHE_LEN_MAX, HashKey, KeyHash, SEAL_LEN};
@@ -30,6 +32,8 @@ pub struct Options {
     /// The next extent is prepared and the index kept by threads of their own. Without, the steps of
     /// the writer come in one order, which is what the proofs replay.
     pub(crate) spare_ahead: bool,
+    /// Where closed extents go.
+    pub(crate) cold: Option<Cold>,
     /// What the log is known to have been.
     pub(crate) checkpoint: Option<Signed>,
     /// Everything is read and verified before the log is used.
@@ -42,6 +46,8 @@ pub struct Options {
     pub(crate) seal_len: u64,
     /// Bytes of pages that the index keeps in memory.
     pub(crate) index_cache_len: usize,
+    /// Set when the log closes; of each open log its own.
+    pub(crate) stop: Arc<AtomicBool>,
     /// Names a new log.
     pub(crate) new_log_id: fn() -> [u8; 16],
 }
@@ -59,12 +65,14 @@ impl Options {
             on_failure: Arc::new(|_| std::process::abort()),
             disk: Arc::new(RealDisk),
             spare_ahead: true,
+            cold: None,
             checkpoint: None,
             verify_whole: false,
             scrub: true,
             hash_key: KeyHash::of,
             seal_len: SEAL_LEN,
             index_cache_len: CACHE_LEN_MAX,
+            stop: Arc::default(),
             new_log_id: tabbify_process::random,
         }
     }
@@ -88,6 +96,14 @@ impl Options {
     #[must_use]
     pub fn checkpoint(mut self, newest: Option<Signed>) -> Self {
         self.checkpoint = newest;
+        self
+    }
+
+    /// Stores closed extents in an object store, from which they are read when they are not on the
+    /// local disk any more. A log that has stored extents needs the same store at every open.
+    #[must_use]
+    pub fn cold(mut self, cold: Option<Cold>) -> Self {
+        self.cold = cold;
         self
     }
 

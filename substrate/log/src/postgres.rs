@@ -47,11 +47,11 @@ use tabbify_types::{Position, Recorded};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
-use self::client::Client;
 use self::connection::Connection;
 use self::lease::{Election, Term};
 use self::reader::Readers;
 use self::writer::{Session, Tip, Writer};
+use crate::client::Client;
 use crate::extent;
 use crate::frame::{FrameBuilder, FrameHash};
 use crate::log::LogId;

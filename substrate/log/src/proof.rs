@@ -3,9 +3,10 @@
 //! `enumeration` cuts the power at every moment of a trace, leaves behind everything that a disk may
 //! leave, recovers, and cuts the power within the recovery; `mutations` shows that it notices when any
 //! one sync is missing; `simulation` plays seeded lives of a log with everything at once; `flips` flips
-//! every byte. All compare with `model`, the law in its plainest form; `engine` drives the real writer,
-//! one commit at a time.
+//! every byte; `cold` takes an object store away. All compare with `model`, the law in its plainest form;
+//! `engine` drives the real writer, one commit at a time.
 
+mod cold;
 pub(crate) mod engine;
 mod enumeration;
 mod flips;
@@ -24,6 +25,6 @@ const LENGTH: &str = "TABBIFY_TEST_LENGTH";
 pub(crate) type Wrong = Box<dyn std::error::Error + Send + Sync>;
 
 /// Whether the long versions are asked for.
-fn long() -> bool {
+pub(crate) fn long() -> bool {
     env::read(LENGTH).is_some_and(|length| length == "long")
 }

@@ -3,6 +3,7 @@
 
 mod frames;
 mod history;
+mod page;
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -10,6 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tabbify_api::log::{Filter, ReadError};
+use tabbify_process::chain;
 use tabbify_types::{Position, Recorded, Segment, SegmentGlob};
 
 use crate::error::OpenError;
@@ -44,6 +46,11 @@ impl Wanted {
             decided: HashMap::new(),
             last: None,
         }
+    }
+
+    /// What the reader wants of what it may have.
+    pub(crate) const fn filter(&self) -> &Filter {
+        &self.filter
     }
 
     /// The hashes of the keys that the filter names, if it names its segments too.
@@ -223,9 +230,12 @@ fn damaged(extent: &Path, byte: u64, what: &str) -> ReadError {
     }
 }
 
-/// What the index cannot answer.
-fn lost(error: &OpenError) -> ReadError {
+/// What the index or a file cannot answer.
+pub(crate) fn lost(error: &OpenError) -> ReadError {
     match error {
+        OpenError::Stored { .. } => ReadError::Stored {
+            detail: chain(error).to_string(),
+        },
         OpenError::Damaged { extent, byte, what } => damaged(extent, *byte, what),
         OpenError::Io { source, .. } => ReadError::Damaged {
             detail: format!("{error}: {source}"),

@@ -15,8 +15,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use http::{Method, StatusCode};
-use http_body_util::{BodyExt as _, Limited};
-
 use tabbify_api::log::{
     Append, AppendError, Appended, EVENTS_PATH, EventLog, Filter, HEAD_HEADER, HEAD_PATH, Head,
     NEXT_AFTER_HEADER, PAGE_EVENTS_MAX, Page, ReadError, Subscribe, VERIFY_PATH, Verification,
@@ -72,7 +70,7 @@ impl RemoteLog {
         tasks: &Tasks,
     ) -> Result<Self, ReadError> {
         let shared = Shared {
-            connections: Connections::new(connect, bearer, tasks.clone()),
+            connections: Connections::new(connect, bearer, tasks),
             appends: Sessions::new(tasks.clone()),
             head: AtomicU64::new(0),
         };
@@ -170,11 +168,8 @@ type Received = Result<connection::Answer, Failed>;
 
 /// The whole body of an answer; its connection may be used again then.
 async fn whole(answer: connection::Answer) -> Result<(http::response::Parts, Bytes), Failed> {
-    let (parts, body, connection) = answer.into_parts();
-    let received = Limited::new(body, ANSWER_LEN_MAX).collect().await;
-    let received = received.map_err(|error| broken("the answer broke off", &error))?;
-    connection.keep();
-    Ok((parts, received.to_bytes()))
+    let received = answer.whole(ANSWER_LEN_MAX).await;
+    received.map_err(|error| connection::unanswered(&error))
 }
 
 /// The answer, if it is one; otherwise the problem that it is.

@@ -19,6 +19,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{CWD, RenameFlags};
 use rustix::io::Errno;
@@ -26,9 +27,11 @@ use tabbify_process::files;
 use tabbify_types::Position;
 
 use crate::checkpoint::{Signed, audit};
-use crate::disk::RealDisk;
+use crate::cold::{self, ColdStore};
+use crate::disk::{Disk, RealDisk};
 use crate::error::OpenError;
 use crate::extent;
+use crate::files::Files;
 use crate::frame::FrameHash;
 use crate::log::LogId;
 use crate::scan::{self, Depth};
@@ -119,6 +122,18 @@ pub fn restore(
     checkpoints: &[Signed],
     accept_loss: bool,
 ) -> Result<Restored, RestoreError> {
+    Files::new(None).restore(dir, copies, checkpoints, accept_loss)
+}
+
+/// As [`restore`], with an object store behind the disk: what is stored of the log is one more source,
+/// and the last.
+pub(crate) fn restore_on(
+    (disk, store): (&Arc<dyn Disk>, Option<&ColdStore>),
+    dir: &Path,
+    copies: &[PathBuf],
+    checkpoints: &[Signed],
+    accept_loss: bool,
+) -> Result<Restored, RestoreError> {
     let there = dir.is_dir();
     let _lock = match there {
         true => Some(extent::lock(&RealDisk, dir).map_err(RestoreError::Open)?),
@@ -127,7 +142,7 @@ pub fn restore(
     let own = there.then(|| dir.to_owned());
     let mut sources = Vec::new();
     for from in copies.iter().cloned().chain(own) {
-        sources.push(Copy::open(&from).map_err(failed("list", &from))?);
+        sources.push(Copy::open(disk, &from).map_err(failed("list", &from))?);
     }
     let newest = checkpoints
         .iter()
@@ -137,9 +152,20 @@ pub fn restore(
         Some(checkpoint) => checkpoint.log_id,
         None => known_id(&mut sources).ok_or(RestoreError::Nothing)?,
     };
+    let recalled = Building::beside(dir)?;
+    if let Some(store) = store {
+        let listed = cold::recall(store, log_id, &recalled.0);
+        if listed.map_err(failed("recall", &recalled.0))? > 0 {
+            let copy = Copy::open(disk, &recalled.0).map_err(failed("list", &recalled.0))?;
+            sources.push(copy.shown_as(store.shown()));
+        }
+    }
     let building = Building::beside(dir)?;
     let mut rebuilt = Rebuilt::new(&building.0, log_id);
     join(&mut rebuilt, &mut sources, checkpoints)?;
+    if let Some(away) = sources.iter_mut().find_map(Copy::away) {
+        return Err(RestoreError::Open(away));
+    }
     let (head, hash) = rebuilt.finish().map_err(failed("write", &building.0))?;
     if head == Position(0) {
         return Err(RestoreError::Nothing);
@@ -152,7 +178,7 @@ pub fn restore(
     let reached: Vec<Signed> = checkpoints.iter().filter(reached).cloned().collect();
     // What is put in place is held to the same as what is opened.
     audit(&building.0, &reached).map_err(RestoreError::Open)?;
-    let intact = there && is_intact(dir, (head, hash));
+    let intact = there && is_intact(&**disk, dir, (head, hash));
     let aside = match intact {
         true if signed_upto <= Some(head) => return Err(RestoreError::Intact { head }),
         // All that is left of it is in place already.
@@ -209,8 +235,8 @@ fn join(
 }
 
 /// Whether the log in `dir`, which is locked, is in order and ends as the restored one does.
-fn is_intact(dir: &Path, end: (Position, FrameHash)) -> bool {
-    let found = scan::scan(&RealDisk, dir, Depth::Events);
+fn is_intact(disk: &dyn Disk, dir: &Path, end: (Position, FrameHash)) -> bool {
+    let found = scan::scan(disk, dir, Depth::Events);
     let found = found.ok().flatten();
     found.is_some_and(|found| (found.tip.head, found.tip.hash) == end)
 }

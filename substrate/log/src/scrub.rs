@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use tabbify_process::chain;
+
 use crate::error::OpenError;
 use crate::extent;
 use crate::log::Shared;
@@ -29,9 +31,16 @@ pub(crate) fn scrub(shared: &Shared) -> Result<(), OpenError> {
                 let pieces = u32::try_from(extent.len.div_ceil(BYTES)).unwrap_or(u32::MAX);
                 REST.saturating_mul(pieces)
             }
-            // An object store that is away comes back; a disk that cannot read is failing.
+            // A disk that cannot read is failing.
             Err(OpenError::Io { source, .. }) if source.raw_os_error().is_none() => {
                 tracing::warn!(error = %source, extent = %path.display(), "cannot be verified now");
+                let pause = retry;
+                retry = (retry * 2).min(RETRY_LAST);
+                pause
+            }
+            // What is stored and damaged or missing is out of reach, and the log goes on without it.
+            Err(error @ OpenError::Stored { .. }) => {
+                tracing::error!(error = %chain(&error), "a stored extent cannot be verified");
                 let pause = retry;
                 retry = (retry * 2).min(RETRY_LAST);
                 pause

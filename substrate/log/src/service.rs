@@ -13,39 +13,37 @@ mod handle;
 mod session;
 mod verify;
 
-use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::Request;
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tabbify_api::log::{Authorize, BODY_LEN_MAX, LogEngine};
-use tabbify_process::{Importance, Tasks, chain};
+use tabbify_http::{Handle, Limits, Server};
+use tabbify_process::Tasks;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::consumers::Consumers;
+use answer::Answer;
 use bearer::{BELIEVED_FOR, LastSeen};
 use verify::Verifier;
 
-/// LIMIT: connections at once; further ones are closed as they come.
-const CONNECTIONS_MAX: usize = 1024;
+/// LIMIT: connections at once; bytes of one connection that wait to be read or written, and so of a
+/// request's head; how long a connection may be open without a request, or take for a request's head.
+/// A subscriber may stop reading for as long as it likes.
+const LIMITS: Limits = Limits {
+    connections: 1024,
+    buffer_len: 64 * 1024,
+    idle: Duration::from_secs(60),
+    stalled: None,
+};
 /// LIMIT: bytes of request bodies that are being received or worked on, over all connections.
 const BODIES_LEN_MAX: usize = 8 * BODY_LEN_MAX;
-/// LIMIT: bytes of one connection that wait to be read or written, and so of a request's head.
-const BUFFER_LEN_MAX: usize = 64 * 1024;
-/// LIMIT: how long a connection may be open without a request, or take for a request's head.
-const IDLE_MAX: Duration = Duration::from_secs(60);
-/// How long to wait after the system could not give a connection, such as without descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves a log and its consumers to whoever has a token.
 #[derive(Clone)]
@@ -59,7 +57,7 @@ struct Shared {
     engine: Arc<dyn LogEngine>,
     consumers: Arc<Consumers>,
     authorize: Arc<dyn Authorize>,
-    connections: Arc<Semaphore>,
+    server: Server,
     bodies: Arc<Semaphore>,
     tasks: Tasks,
     closing: CancellationToken,
@@ -83,7 +81,7 @@ impl Service {
             engine,
             consumers,
             authorize,
-            connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+            server: Server::new("log connection", LIMITS, tasks),
             bodies: Arc::new(Semaphore::new(BODIES_LEN_MAX)),
             tasks: tasks.clone(),
             closing: tasks.token(),
@@ -106,32 +104,14 @@ impl Service {
 
     /// Serves the connections of a unix socket until the tasks end. Its permissions are the caller's.
     pub async fn serve_unix(self, listener: UnixListener) {
-        self.accept(listener).await;
+        let server = self.shared.server.clone();
+        server.serve(listener, |_| self.requests()).await;
     }
 
     /// Serves the connections of a TCP socket until the tasks end.
     pub async fn serve_tcp(self, listener: TcpListener) {
-        self.accept(listener).await;
-    }
-
-    async fn accept(&self, listener: impl Listen) {
-        loop {
-            let accepted = tokio::select! {
-                accepted = listener.next() => accepted,
-                () = self.shared.closing.cancelled() => return,
-            };
-            match accepted {
-                Ok(stream) => {
-                    let serving = self.clone().connection(stream);
-                    let tasks = &self.shared.tasks;
-                    tasks.spawn("log connection", Importance::Detached, serving);
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
+        let server = self.shared.server.clone();
+        server.serve(listener, |_| self.requests()).await;
     }
 
     /// Serves one connection, whatever it is made of, to its end.
@@ -139,69 +119,36 @@ impl Service {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let shared = self.shared;
-        async move {
-            let Ok(_place) = Arc::clone(&shared.connections).try_acquire_owned() else {
-                tracing::warn!(CONNECTIONS_MAX, "a connection too many is closed");
-                return;
-            };
-            let last_seen = Arc::new(LastSeen::default());
-            let service = service_fn(|request: Request<Incoming>| {
-                let (shared, last_seen) = (Arc::clone(&shared), Arc::clone(&last_seen));
-                async move { Ok::<_, Infallible>(handle::handle(&shared, &last_seen, request).await) }
-            });
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(IDLE_MAX)
-                .max_buf_size(BUFFER_LEN_MAX)
-                .serve_connection(TokioIo::new(stream), service)
-                .with_upgrades();
-            let mut connection = std::pin::pin!(connection);
-            let ended = tokio::select! {
-                ended = &mut connection => ended,
-                () = shared.closing.cancelled() => {
-                    connection.as_mut().graceful_shutdown();
-                    connection.await
-                }
-            };
-            if let Err(error) = ended {
-                tracing::debug!(error = %chain(&error), "connection ended early");
-            }
+        let server = self.shared.server.clone();
+        server.connection(stream, self.requests())
+    }
+
+    fn requests(&self) -> Requests {
+        Requests {
+            shared: Arc::clone(&self.shared),
+            last_seen: LastSeen::default(),
         }
     }
 }
 
-/// Where connections come from.
-trait Listen: Send + Sync {
-    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
-
-    fn next(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+/// Those of one connection.
+struct Requests {
+    shared: Arc<Shared>,
+    last_seen: LastSeen,
 }
 
-impl Listen for UnixListener {
-    type Stream = UnixStream;
+impl Handle for Requests {
+    type Body = answer::Body;
 
-    async fn next(&self) -> io::Result<UnixStream> {
-        self.accept().await.map(|(stream, _)| stream)
-    }
-}
-
-impl Listen for TcpListener {
-    type Stream = TcpStream;
-
-    async fn next(&self) -> io::Result<TcpStream> {
-        let (stream, _) = self.accept().await?;
-        // Small events must not wait for each other's acknowledgment.
-        stream.set_nodelay(true)?;
-        Ok(stream)
+    async fn handle(&self, request: Request<Incoming>) -> Answer {
+        handle::handle(&self.shared, &self.last_seen, request).await
     }
 }
 
 impl fmt::Debug for Service {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let free = self.shared.connections.available_permits();
         f.debug_struct("Service")
-            .field("connections", &(CONNECTIONS_MAX - free))
+            .field("server", &self.shared.server)
             .finish_non_exhaustive()
     }
 }

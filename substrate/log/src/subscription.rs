@@ -15,9 +15,10 @@ use crate::log::Shared;
 use crate::marks::Marks;
 use crate::reader::{self, Bounds, Looked, Wanted};
 
-/// LIMIT: one pass of a subscription, which is what it holds in memory.
+/// LIMIT: one pass of a subscription, which is what it holds in memory. Most frames fit whole: one that
+/// does not is verified once for each pass over it.
 const PASS: Bounds = Bounds {
-    events: 256,
+    events: 2048,
     data_len: 1024 * 1024,
     read_len: 4 * 1024 * 1024,
 };

@@ -23,6 +23,7 @@ use crate::frame::FRAME_HEADER_LEN;
 use crate::log::LogId;
 
 pub use embedded::{content, export_log, import_log};
+pub(crate) use embedded::{content_on, export_on};
 pub(crate) use export::Export;
 pub(crate) use file::ExportFile;
 pub(crate) use import::Import;

@@ -53,6 +53,9 @@ pub(crate) fn piece(
 }
 
 fn damaged(error: &OpenError) -> ReadError {
+    if matches!(error, OpenError::Stored { .. }) {
+        return reader::lost(error);
+    }
     ReadError::Damaged {
         detail: tabbify_process::chain(error).to_string(),
     }

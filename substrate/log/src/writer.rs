@@ -20,7 +20,7 @@ use crate::disk::{DiskFile, Guard, SyncPoint};
 use crate::error::OpenError;
 use crate::extent::{self, EXTENT_HEADER_LEN, ExtentHeader, Spare, is_full};
 use crate::frame::{FRAME_LEN_MAX, FrameBuilder, FrameHash};
-use crate::index::{EXTENT_EVENTS_MAX, Index, NoRoom, Part, Place};
+use crate::index::{EXTENT_EVENTS_MAX, Index, Locator, NoRoom, Part, Place};
 use crate::judge::{Judge, Verdict};
 use crate::keepers::Keepers;
 use crate::log::{LogId, Shared};
@@ -35,6 +35,8 @@ pub(crate) const QUEUE_REQUESTS_MAX: usize = 1024;
 pub(crate) const QUEUE_LEN_MAX: usize = 4 * BATCH_LEN_MAX;
 /// LIMIT: batches in one group, so that a flood of refused ones cannot hold back its answers.
 const GROUP_REQUESTS_MAX: usize = 2 * QUEUE_REQUESTS_MAX;
+/// LIMIT: how often a group gives way to those who are about to append: some 20 µs where nobody is.
+const YIELDS_MAX: u32 = 32;
 
 type Answer = Result<Appended, AppendError>;
 
@@ -54,6 +56,8 @@ pub(crate) struct Request {
 #[derive(Debug, Default)]
 struct Group {
     events: Vec<Arc<Recorded>>,
+    /// Where the record of each is, from the start of the frame.
+    records: Vec<Locator>,
     answers: Vec<(oneshot::Sender<Answer>, Answer, OwnedSemaphorePermit)>,
 }
 
@@ -77,6 +81,8 @@ pub(crate) struct Writer {
     queue: mpsc::Receiver<Request>,
     /// Did not fit into the last frame.
     carried: Option<Request>,
+    /// Batches of the last group.
+    answered: usize,
     tip: Tip,
     frame: FrameBuilder,
     active: Active,
@@ -127,6 +133,7 @@ impl Writer {
         let writer = Self {
             queue,
             carried: None,
+            answered: 0,
             // A term begins: frames of this writer are told from those of the one before.
             tip: Tip {
                 epoch: found.tip.epoch.saturating_add(1),
@@ -201,6 +208,7 @@ impl Writer {
         let mut group = Group::default();
         self.frame.clear();
         let mut waiting = Some(first);
+        let mut yields = 0;
         while let Some(request) = waiting {
             let judge = Judge {
                 shared,
@@ -213,7 +221,10 @@ impl Writer {
                 Verdict::Write if self.fits(&group, &request) => {
                     self.take(shared, &mut group, request)?;
                 }
-                Verdict::Write if !self.frame.is_empty() => return Ok((group, Some(request))),
+                Verdict::Write if !self.frame.is_empty() => {
+                    self.answered = group.answers.len();
+                    return Ok((group, Some(request)));
+                }
                 Verdict::Write => match self.next_extent(shared, request.len)? {
                     Ok(()) => self.take(shared, &mut group, request)?,
                     Err(full) => group.answer(request, Err(full)),
@@ -223,10 +234,27 @@ impl Writer {
             waiting = if full {
                 None
             } else {
-                self.queue.try_recv().ok()
+                self.next_waiting(&group, &mut yields)
             };
         }
+        self.answered = group.answers.len();
         Ok((group, None))
+    }
+
+    /// The next batch of the group. Whoever was answered last appends again soon, but not all at once:
+    /// a sync for the first of them alone would keep the others waiting for it. So while there are
+    /// fewer than last time, they get the processor first. A lone writer waits for nobody.
+    fn next_waiting(&mut self, group: &Group, yields: &mut u32) -> Option<Request> {
+        loop {
+            if let Ok(request) = self.queue.try_recv() {
+                return Some(request);
+            }
+            if group.answers.len() >= self.answered || *yields >= YIELDS_MAX {
+                return None;
+            }
+            *yields += 1;
+            std::thread::yield_now();
+        }
     }
 
     const fn pending_head(&self, group: &Group) -> Position {
@@ -270,7 +298,9 @@ impl Writer {
                 trace: event.trace,
                 data: event.data,
             };
-            self.frame.push(&event, batch);
+            let (record, start) = self.frame.push(&event, batch);
+            let record = Locator::of(record, start as u64).map_err(io::Error::other)?;
+            group.records.push(record);
             group.events.push(Arc::new(event));
         }
         let last = self.pending_head(group);
@@ -279,7 +309,7 @@ impl Writer {
     }
 
     /// Writes and syncs the frame, then shows it to readers, then answers.
-    fn commit(&mut self, shared: &Shared, group: Group) -> io::Result<()> {
+    fn commit(&mut self, shared: &Shared, mut group: Group) -> io::Result<()> {
         if !self.frame.is_empty() {
             let first = self.tip.head.next();
             let head = self.pending_head(&group);
@@ -290,7 +320,11 @@ impl Writer {
             self.active.file.write_all_at(bytes, offset)?;
             self.active.file.sync_data(SyncPoint::Commit)?;
             self.active.end += bytes.len() as u64;
-            shared.index.committed(first, offset, bytes.len() as u64);
+            let len = bytes.len() as u64;
+            for record in &mut group.records {
+                record.moved(offset).map_err(io::Error::other)?;
+            }
+            shared.index.committed(first, offset, len, &group.records);
             self.tip = Tip {
                 head,
                 hash,

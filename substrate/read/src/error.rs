@@ -151,7 +151,10 @@ impl ReadNodeError {
         let Self::Log { source, .. } = self else {
             return false;
         };
-        matches!(source, ReadError::Stopping | ReadError::Refused { .. })
+        matches!(
+            source,
+            ReadError::Stopping | ReadError::Stored { .. } | ReadError::Refused { .. }
+        )
     }
 
     /// Whether trying again is of no use.

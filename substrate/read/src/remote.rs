@@ -55,7 +55,7 @@ impl RemoteReadModel {
         bearer: Bearer,
         tasks: &Tasks,
     ) -> Result<Self, QueryError> {
-        let connections = Connections::new(connect, bearer, tasks.clone());
+        let connections = Connections::new(connect, bearer, tasks);
         let (status, _) = get(&connections, STATUS_PATH, &Query::default()).await?;
         let status = Mutex::new(status);
         Ok(Self {

@@ -1,45 +1,38 @@
 //! The read model over HTTP/1.1: connections, their limits, and their end.
 //!
-//! Spawns one task a connection. `handle` is one request, `answer` what goes back, `patience` ends
-//! connections whose reader does not read.
+//! Spawns one task a connection. `handle` is one request, `answer` what goes back.
 
 mod answer;
 mod handle;
-mod patience;
 
-use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::Request;
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tabbify_api::read::{Authorize, ReadModel};
-use tabbify_process::{Importance, Tasks, chain};
+use tabbify_http::{Handle, Limits, Server};
+use tabbify_process::Tasks;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use patience::Patient;
+use answer::Answer;
 
-/// LIMIT: connections at once; further ones are closed as they come.
-const CONNECTIONS_MAX: usize = 1024;
+/// LIMIT: connections at once; bytes of one connection that wait to be read or written, and so of a
+/// request's head; how long a connection may be open without a request, or take for a request's head;
+/// how long the reader of an answer may take nothing of it.
+const LIMITS: Limits = Limits {
+    connections: 1024,
+    buffer_len: 64 * 1024,
+    idle: Duration::from_secs(60),
+    stalled: Some(Duration::from_secs(20)),
+};
 /// LIMIT: bytes of answers that wait to be read, over all connections.
 const ANSWERS_LEN_MAX: usize = 64 * 1024 * 1024;
-/// LIMIT: bytes of one connection that wait to be read or written, and so of a request's head.
-const BUFFER_LEN_MAX: usize = 64 * 1024;
-/// LIMIT: how long a connection may be open without a request, or take for a request's head.
-const IDLE_MAX: Duration = Duration::from_secs(60);
-/// LIMIT: how long the reader of an answer may take nothing of it.
-const STALLED_MAX: Duration = Duration::from_secs(20);
-/// How long to wait after the system could not give a connection, such as without descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves a read model to whoever has a token.
 #[derive(Clone)]
@@ -51,9 +44,8 @@ pub struct Service {
 struct Shared {
     model: Arc<dyn ReadModel>,
     authorize: Arc<dyn Authorize>,
-    connections: Arc<Semaphore>,
+    server: Server,
     answers: Arc<Semaphore>,
-    tasks: Tasks,
     closing: CancellationToken,
 }
 
@@ -64,9 +56,8 @@ impl Service {
         let shared = Shared {
             model,
             authorize,
-            connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+            server: Server::new("read connection", LIMITS, tasks),
             answers: Arc::new(Semaphore::new(ANSWERS_LEN_MAX)),
-            tasks: tasks.clone(),
             closing: tasks.token(),
         };
         Self {
@@ -76,45 +67,14 @@ impl Service {
 
     /// Serves the connections of a unix socket until the tasks end. Its permissions are the caller's.
     pub async fn serve_unix(self, listener: UnixListener) {
-        let listener = &listener;
-        let next = || async move { listener.accept().await.map(|(stream, _)| stream) };
-        self.accept(next).await;
+        let server = self.shared.server.clone();
+        server.serve(listener, |_| self.requests()).await;
     }
 
     /// Serves the connections of a TCP socket until the tasks end.
     pub async fn serve_tcp(self, listener: TcpListener) {
-        let listener = &listener;
-        let next = || async move {
-            let (stream, _) = listener.accept().await?;
-            // The end of an answer must not wait for the acknowledgment of its beginning.
-            stream.set_nodelay(true)?;
-            Ok::<_, io::Error>(stream)
-        };
-        self.accept(next).await;
-    }
-
-    async fn accept<S, F>(&self, next: impl Fn() -> F + Send)
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        F: Future<Output = io::Result<S>> + Send,
-    {
-        loop {
-            let accepted = tokio::select! {
-                accepted = next() => accepted,
-                () = self.shared.closing.cancelled() => return,
-            };
-            match accepted {
-                Ok(stream) => {
-                    let serving = self.clone().connection(stream);
-                    let tasks = &self.shared.tasks;
-                    tasks.spawn("read connection", Importance::Detached, serving);
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
+        let server = self.shared.server.clone();
+        server.serve(listener, |_| self.requests()).await;
     }
 
     /// Serves one connection, whatever it is made of, to its end.
@@ -122,42 +82,30 @@ impl Service {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let shared = self.shared;
-        async move {
-            let Ok(_place) = Arc::clone(&shared.connections).try_acquire_owned() else {
-                tracing::warn!(CONNECTIONS_MAX, "a connection too many is closed");
-                return;
-            };
-            let service = service_fn(|request: Request<Incoming>| {
-                let shared = Arc::clone(&shared);
-                async move { Ok::<_, Infallible>(handle::handle(&shared, &request).await) }
-            });
-            let stream = TokioIo::new(Patient::new(stream, STALLED_MAX));
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(IDLE_MAX)
-                .max_buf_size(BUFFER_LEN_MAX)
-                .serve_connection(stream, service);
-            let mut connection = std::pin::pin!(connection);
-            let ended = tokio::select! {
-                ended = &mut connection => ended,
-                () = shared.closing.cancelled() => {
-                    connection.as_mut().graceful_shutdown();
-                    connection.await
-                }
-            };
-            if let Err(error) = ended {
-                tracing::debug!(error = %chain(&error), "connection ended early");
-            }
-        }
+        let server = self.shared.server.clone();
+        server.connection(stream, self.requests())
+    }
+
+    fn requests(&self) -> Requests {
+        Requests(Arc::clone(&self.shared))
+    }
+}
+
+/// Those of one connection.
+struct Requests(Arc<Shared>);
+
+impl Handle for Requests {
+    type Body = answer::Body;
+
+    async fn handle(&self, request: Request<Incoming>) -> Answer {
+        handle::handle(&self.0, &request).await
     }
 }
 
 impl fmt::Debug for Service {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let free = self.shared.connections.available_permits();
         f.debug_struct("Service")
-            .field("connections", &(CONNECTIONS_MAX - free))
+            .field("server", &self.shared.server)
             .finish_non_exhaustive()
     }
 }

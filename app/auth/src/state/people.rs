@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
 use tabbify_api::auth::people::Role;
 use tabbify_types::event::v1::{PasswordChanged, RoleChanged, UserInvited};
 use tabbify_types::{InviteId, Rev, Sealed, Tenant, Timestamp};
 
 /// An invitation that nobody has accepted.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Invite {
     /// Its id.
     pub id: InviteId,
@@ -19,7 +20,7 @@ pub struct Invite {
 
 /// What is known of one subject. All of it is under one key of the log, so that whoever decides by it
 /// can expect its revision.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Person {
     /// The revision of the subject's key.
     pub rev: Rev,
@@ -42,7 +43,7 @@ impl Person {
     }
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct People(BTreeMap<String, Person>);
 
 impl People {

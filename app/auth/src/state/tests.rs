@@ -72,16 +72,7 @@ fn only_what_the_root_key_signed_is_an_issuer_key() {
         let error = state
             .apply(&recorded(2, Segment::auth(), data).unwrap())
             .unwrap_err();
-        assert!(
-            matches!(
-                error,
-                FoldError::Endorsement {
-                    position: Position(2),
-                    ..
-                }
-            ),
-            "{error}"
-        );
+        assert!(matches!(error, FoldError::Endorsement(_)), "{error}");
         assert_eq!(*state, before);
     };
     refuse(&mut state, rotated(1, &key(1)));
@@ -106,11 +97,9 @@ fn only_what_the_root_key_signed_is_an_issuer_key() {
             ..rotated(1, &root())
         },
     );
-    assert!(
-        state
-            .apply(&recorded(2, Segment::auth(), rotated(1, &root())).unwrap())
-            .unwrap()
-    );
+    state
+        .apply(&recorded(2, Segment::auth(), rotated(1, &root())).unwrap())
+        .unwrap();
     assert!(state.verifier().unwrap().keys().contains_key(&key(1).id()));
 }
 
@@ -121,20 +110,17 @@ fn a_platform_begins_once_and_first() {
     };
     let mut state = State::default();
     let late = recorded(2, Segment::platform(), first.clone()).unwrap();
-    assert!(matches!(
-        state.apply(&late),
-        Err(FoldError::Initialization { .. })
-    ));
+    assert!(matches!(state.apply(&late), Err(FoldError::Initialization)));
     let early = recorded(1, Segment::auth(), rotated(1, &root())).unwrap();
     assert!(matches!(
         state.apply(&early),
-        Err(FoldError::Initialization { .. })
+        Err(FoldError::Initialization)
     ));
     let mut state = begun().unwrap();
     let again = recorded(2, Segment::platform(), first).unwrap();
     assert!(matches!(
         state.apply(&again),
-        Err(FoldError::Initialization { .. })
+        Err(FoldError::Initialization)
     ));
     let weak = PlatformInitialized {
         root_key: tabbify_types::VerifyingKeyBytes([0; 32]),
@@ -142,7 +128,7 @@ fn a_platform_begins_once_and_first() {
     let weak = recorded(1, Segment::platform(), weak).unwrap();
     assert!(matches!(
         State::default().apply(&weak),
-        Err(FoldError::Key { .. })
+        Err(FoldError::Key(_))
     ));
 }
 
@@ -152,15 +138,9 @@ fn other_segments_count_for_nothing() {
     let before = state.clone();
     for segment in [Segment::apps(&Tenant::main()), Segment::peers()] {
         let forged = recorded(2, segment, registered("user:owner", 3)).unwrap();
-        assert!(!state.apply(&forged).unwrap());
+        assert_eq!(state.apply(&forged).unwrap(), Revoked::Nothing);
     }
-    assert_eq!(
-        State {
-            position: before.position,
-            ..state
-        },
-        before
-    );
+    assert_eq!(state, before);
 }
 
 #[test]
@@ -168,16 +148,11 @@ fn unknown_types_are_skipped_and_unknown_versions_stop() {
     let mut state = begun().unwrap();
     let mut later = recorded(2, Segment::auth(), registered("user:a", 3)).unwrap();
     later.version = 2;
-    assert!(matches!(
-        state.apply(&later),
-        Err(FoldError::Event {
-            position: Position(2),
-            ..
-        })
-    ));
+    let before = state.clone();
+    assert!(matches!(state.apply(&later), Err(FoldError::Event(_))));
     later.kind = "user_promoted".to_owned();
-    assert!(!state.apply(&later).unwrap());
-    assert_eq!(state.position(), Position(2));
+    assert_eq!(state.apply(&later).unwrap(), Revoked::Nothing);
+    assert_eq!(state, before);
 }
 
 /// One event, and what it does to a model of the fold.
@@ -279,6 +254,20 @@ fn tokens_are_forgotten_after_their_end_and_revocations_never() {
     assert!(state.revocations().contain("j1"));
 }
 
+#[test]
+fn only_revocations_are_told() {
+    let mut state = begun().unwrap();
+    let told = |state: &mut State, position: u64, step: &Step| {
+        state.apply(&event(position, step).unwrap()).unwrap()
+    };
+    for (position, step) in (2..).zip([Step::Issue(1), Step::Use(1, 1), Step::Role(1, true)]) {
+        assert_eq!(told(&mut state, position, &step), Revoked::Nothing);
+    }
+    for (position, step) in (5..).zip([Step::Revoke(1), Step::End(1, 9)]) {
+        assert_eq!(told(&mut state, position, &step), Revoked::Something);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -301,7 +290,10 @@ proptest! {
         for event in prefix {
             part.apply(event).unwrap();
         }
-        let mut resumed = part.clone();
+        // As from a snapshot.
+        let stored = serde_json::to_vec(&part).unwrap();
+        let mut resumed: State = serde_json::from_slice(&stored).unwrap();
+        prop_assert_eq!(&resumed, &part);
         for event in suffix {
             resumed.apply(event).unwrap();
         }

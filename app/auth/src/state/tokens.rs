@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tabbify_types::event::v1::{TokenIssued, TokenUsed};
 use tabbify_types::{MeshKey, Position, Recorded, Tenant, Timestamp};
 
@@ -15,7 +16,7 @@ const KEPT: [&str; 3] = ["agent", "join", "host"];
 const KEPT_AFTER: Duration = Duration::from_secs(3600);
 
 /// A token as it was issued, and what became of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Issued {
     /// Its kind.
     pub kind: String,
@@ -39,7 +40,7 @@ pub struct Issued {
     pub position: Position,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Tokens {
     by_id: BTreeMap<String, Issued>,
     by_end: BTreeSet<(Timestamp, String)>,
@@ -56,10 +57,10 @@ impl Tokens {
             .map(|(jti, issued)| (jti.as_str(), issued))
     }
 
-    pub(super) fn issued(&mut self, data: TokenIssued, recorded: &Recorded) -> bool {
+    pub(super) fn issued(&mut self, data: TokenIssued, recorded: &Recorded) {
         self.forget(recorded.at);
         if !KEPT.contains(&data.kind.as_str()) || self.by_id.contains_key(&data.jti) {
-            return false;
+            return;
         }
         self.by_end.insert((data.expires, data.jti.clone()));
         let issued = Issued {
@@ -75,17 +76,13 @@ impl Tokens {
             position: recorded.position,
         };
         self.by_id.insert(data.jti, issued);
-        true
     }
 
     /// The first use counts; the log has no second one.
-    pub(super) fn used(&mut self, data: &TokenUsed) -> bool {
-        let token = self.by_id.get_mut(&data.jti);
-        token.is_some_and(|token| {
-            let first = token.used.is_none();
+    pub(super) fn used(&mut self, data: &TokenUsed) {
+        if let Some(token) = self.by_id.get_mut(&data.jti) {
             token.used.get_or_insert(data.key);
-            first
-        })
+        }
     }
 
     fn forget(&mut self, at: Timestamp) {

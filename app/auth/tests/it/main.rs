@@ -6,6 +6,7 @@ mod people;
 mod policy;
 mod rotate;
 mod sign_in;
+mod snapshot;
 mod support;
 mod together;
 mod tokens;

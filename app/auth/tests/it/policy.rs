@@ -335,8 +335,8 @@ async fn tokens_that_are_not_for_asking() {
     let owner = platform.owner().await.unwrap();
     let me = platform.auth.verify(&owner).unwrap();
     let app = AppId::mint();
-    let ticket = platform.auth.open_ticket(&me, app).unwrap().token;
-    let session = platform.auth.redeem_ticket(&ticket, app).unwrap().token;
+    let ticket = platform.auth.ticket(&me, app).await.unwrap().token;
+    let session = platform.auth.session(&ticket, app).await.unwrap().token;
     let join = platform.join_token().await.unwrap();
     let registry = registry_order("main/shop", true);
     let registry = platform

@@ -270,14 +270,14 @@ async fn a_ticket_opens_one_app_once() {
     let owner = auth.verify(&token).unwrap();
     let (app, other) = (AppId::mint(), AppId::mint());
 
-    let ticket = auth.open_ticket(&owner, app).unwrap();
+    let ticket = auth.ticket(&owner, app).await.unwrap();
     assert_eq!(ticket.expires, NOW.plus(Duration::from_secs(60)));
     let invalid = |answer: AuthError| assert!(matches!(answer, AuthError::Invalid(_)), "{answer}");
-    invalid(auth.redeem_ticket(&ticket.token, other).unwrap_err());
-    let session = auth.redeem_ticket(&ticket.token, app).unwrap();
+    invalid(auth.session(&ticket.token, other).await.unwrap_err());
+    let session = auth.session(&ticket.token, app).await.unwrap();
     assert_eq!(session.expires, NOW.plus(Duration::from_secs(12 * 3600)));
     assert_eq!(
-        auth.redeem_ticket(&ticket.token, app).unwrap_err(),
+        auth.session(&ticket.token, app).await.unwrap_err(),
         AuthError::Replayed
     );
 
@@ -290,13 +290,13 @@ async fn a_ticket_opens_one_app_once() {
     invalid(auth.verify_session(&token, app).unwrap_err());
     invalid(auth.verify(&session.token).unwrap_err());
     invalid(auth.verify(&ticket.token).unwrap_err());
-    invalid(auth.redeem_ticket(&token, app).unwrap_err());
-    invalid(auth.redeem_ticket(&session.token, app).unwrap_err());
+    invalid(auth.session(&token, app).await.unwrap_err());
+    invalid(auth.session(&session.token, app).await.unwrap_err());
     invalid(auth.exchange(&session.token).await.unwrap_err());
 
-    let late = auth.open_ticket(&owner, app).unwrap();
+    let late = auth.ticket(&owner, app).await.unwrap();
     platform.clock.advance(Duration::from_secs(90));
-    let refused = auth.redeem_ticket(&late.token, app).unwrap_err();
+    let refused = auth.session(&late.token, app).await.unwrap_err();
     assert_eq!(refused, AuthError::Expired(late.expires));
     platform.clock.advance(Duration::from_secs(12 * 3600));
     assert!(matches!(
@@ -317,8 +317,8 @@ async fn a_restart_keeps_tokens_and_opens_no_window() {
     let token = platform.auth.exchange(&used).await.unwrap().token;
     let owner = platform.auth.verify(&token).unwrap();
     let app = AppId::mint();
-    let ticket = platform.auth.open_ticket(&owner, app).unwrap().token;
-    platform.auth.redeem_ticket(&ticket, app).unwrap();
+    let ticket = platform.auth.ticket(&owner, app).await.unwrap().token;
+    platform.auth.session(&ticket, app).await.unwrap();
     assert!(platform.stop().await);
 
     let later = NOW.plus(Duration::from_secs(5));
@@ -332,7 +332,7 @@ async fn a_restart_keeps_tokens_and_opens_no_window() {
         AuthError::Replayed
     );
     assert_eq!(
-        auth.redeem_ticket(&ticket, app).unwrap_err(),
+        auth.session(&ticket, app).await.unwrap_err(),
         AuthError::Replayed
     );
     auth.exchange(&platform.proof("fresh").unwrap())

@@ -161,10 +161,10 @@ pub(crate) async fn until(mut holds: impl FnMut() -> bool) -> Fallible<()> {
     Ok(tokio::time::timeout(WATCHDOG, waiting).await?)
 }
 
-fn config(keys: &Keys) -> Config {
+/// As tests have it: cheap hashes, and refusals written down when a test says so.
+pub(crate) fn config(keys: &Keys) -> Config {
     Config {
         password: CHEAP,
-        // Written down when a test says so.
         refusals_every: Duration::from_secs(3600),
         ..Config::of(keys)
     }

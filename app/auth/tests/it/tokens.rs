@@ -265,6 +265,8 @@ async fn open_sessions_hear_of_a_revocation() {
         checker.still(&open[0]),
         Err(AuthError::Expired(_))
     ));
+    let revoked: Vec<bool> = open.iter().map(|it| checker.is_revoked(it)).collect();
+    assert_eq!(revoked, [false, true, false], "over or not");
     assert!(platform.stop().await);
 }
 
@@ -276,9 +278,9 @@ async fn signing_out_ends_what_was_open() {
     let owner = platform.owner().await.unwrap();
     let me = auth.verify(&owner).unwrap();
     let app = AppId::mint();
-    let ticket = auth.open_ticket(&me, app).unwrap().token;
+    let ticket = auth.ticket(&me, app).await.unwrap().token;
     let session = auth.session(&ticket, app).await.unwrap().token;
-    let unused = auth.open_ticket(&me, app).unwrap().token;
+    let unused = auth.ticket(&me, app).await.unwrap().token;
     auth.verify_session(&session, app).unwrap();
     let subject = me.subject.clone();
     auth.end_sessions(Caller::bearer(&owner), SubjectRequest { subject })

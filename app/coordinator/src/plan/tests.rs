@@ -9,6 +9,7 @@ use expect_test::{Expect as Snapshot, expect};
 use proptest::prelude::{
     Just, ProptestConfig, Strategy, any, prop_assert_eq, prop_oneof, proptest,
 };
+use tabbify_api::fold::Fold as _;
 use tabbify_types::AppUla;
 use tabbify_types::event::v1::{AppRegistered, AppStopped, DeployRequested};
 
@@ -568,6 +569,7 @@ fn holds(world: &World) -> Fallible<()> {
         orders, 0,
         "every order to a host is also a fact, and the other way round"
     );
+    indexes_hold(&world.state);
     for app in world.state.apps.values() {
         assert!(app.open.is_empty(), "a cause is left");
         for (id, instance) in &app.instances {
@@ -598,6 +600,28 @@ fn holds(world: &World) -> Fallible<()> {
         }
     }
     Ok(())
+}
+
+/// What is kept beside the apps, so that nobody has to look at all of them, says the same as they do.
+fn indexes_hold(state: &State) {
+    let instances = || {
+        let apps = state.apps.iter();
+        apps.flat_map(|(id, app)| app.instances.iter().map(|(n, it)| (*id, *n, it)))
+    };
+    for (host, load) in &state.load {
+        let placed = instances().filter(|(.., it)| it.host == *host);
+        assert_eq!(*load, placed.count(), "load of {host}");
+    }
+    assert!(instances().all(|(.., it)| state.load.contains_key(&it.host)));
+    let keys = instances()
+        .filter_map(|(app, instance, it)| Some((it.key?, InstanceRef { app, instance })));
+    assert_eq!(keys.collect::<BTreeMap<_, _>>(), state.keys);
+    let waiting = state.apps.iter().filter(|(_, app)| !app.open.is_empty());
+    let waiting: BTreeSet<AppId> = waiting.map(|(id, _)| *id).collect();
+    assert_eq!(waiting, state.waiting);
+    let hosts = state.hosts.values();
+    let keys: BTreeMap<MeshKey, HostName> = hosts.map(|it| (it.key, it.host.clone())).collect();
+    assert_eq!(keys, state.host_keys);
 }
 
 /// A random line of a script, mostly plausible.
@@ -644,7 +668,10 @@ proptest! {
         for event in prefix {
             part.apply(event).unwrap();
         }
-        let mut resumed = part.clone();
+        // What is stored of it is all of it.
+        let stored = serde_json::to_vec(&part).unwrap();
+        let mut resumed: State = serde_json::from_slice(&stored).unwrap();
+        prop_assert_eq!(&resumed, &part);
         for event in suffix {
             resumed.apply(event).unwrap();
         }

@@ -1,55 +1,71 @@
-//! Who gets in, with an authority of fixed words.
+//! Who gets in, by tokens that are words.
 
-use tabbify_api::auth::{IssuedToken, PlatformId};
 use tabbify_api::{BoxFuture, ErrorCode};
-use tabbify_types::Timestamp;
+use tabbify_types::{MeshKey, Timestamp};
 
 use super::*;
 
 const APP: &str = "0191e7c2-1111-7222-8333-444455556666";
+const OTHER: &str = "0191e7c2-1111-7222-8333-444455556667";
 
 /// Tokens are `<tenant>/<scope>`, sessions `session/<tenant>`; `old` has expired.
 #[derive(Debug)]
 struct Words;
 
-fn identity(tenant: &str, scope: &str) -> Identity {
-    Identity {
+fn verified(tenant: &str, scope: &str) -> Verified {
+    Verified {
+        jti: format!("{tenant}/{scope}"),
+        kind: "user".to_owned(),
         subject: format!("user:{tenant}"),
         tenant: tenant.parse().unwrap(),
-        kind: "user".to_owned(),
         scopes: vec![scope.to_owned()],
+        tags: Vec::new(),
+        ulas: Vec::new(),
+        key: None,
+        issued: Timestamp::default(),
         expires: Timestamp::default(),
     }
 }
 
-impl Authority for Words {
-    fn platform(&self) -> PlatformId {
-        PlatformId("test".to_owned())
-    }
-    fn jwks(&self) -> serde_json::Value {
-        serde_json::Value::Null
-    }
-    fn exchange(&self, _: &str) -> BoxFuture<'_, Result<IssuedToken, AuthError>> {
-        Box::pin(async { Err(AuthError::RateLimited) })
-    }
-    fn verify(&self, token: &str) -> Result<Identity, AuthError> {
-        match token.split_once('/') {
-            _ if token == "old" => Err(AuthError::Expired(Timestamp::default())),
-            Some((tenant @ ("main" | "acme"), scope)) => Ok(identity(tenant, scope)),
-            _ => Err(AuthError::Invalid(token.to_owned())),
+impl Revocations for Words {
+    fn check(
+        &self,
+        token: &str,
+        kinds: &[&str],
+        audience: &str,
+        proven: Option<MeshKey>,
+    ) -> Result<Verified, AuthError> {
+        assert_eq!((kinds, proven), (&["user", "agent"][..], None));
+        let invalid = || AuthError::Invalid(token.to_owned());
+        let split = token.split_once('/').ok_or_else(invalid);
+        match audience {
+            API_AUDIENCE if token == "old" => Err(AuthError::Expired(Timestamp::default())),
+            API_AUDIENCE => match split? {
+                (tenant @ ("main" | "acme"), scope) => Ok(verified(tenant, scope)),
+                _ => Err(invalid()),
+            },
+            audience if audience == session_audience(APP.parse().unwrap()) => match split? {
+                ("session", tenant) => Ok(verified(tenant, "")),
+                _ => Err(invalid()),
+            },
+            _ => Err(invalid()),
         }
     }
-    fn open_ticket(&self, _: &Identity, _: AppId) -> Result<IssuedToken, AuthError> {
-        Err(AuthError::RateLimited)
+
+    fn still(&self, _: &Verified) -> Result<(), AuthError> {
+        Ok(())
     }
-    fn redeem_ticket(&self, _: &str, _: AppId) -> Result<IssuedToken, AuthError> {
-        Err(AuthError::RateLimited)
+
+    fn is_revoked(&self, _: &Verified) -> bool {
+        false
     }
-    fn verify_session(&self, session: &str, app: AppId) -> Result<Identity, AuthError> {
-        match session.strip_prefix("session/") {
-            Some(tenant) if app.to_string() == APP => Ok(identity(tenant, "")),
-            _ => Err(AuthError::Invalid(session.to_owned())),
-        }
+
+    fn changes(&self) -> u64 {
+        0
+    }
+
+    fn changed(&self, _: u64) -> BoxFuture<'_, u64> {
+        Box::pin(std::future::pending())
     }
 }
 
@@ -66,14 +82,22 @@ fn open(
     by_host: bool,
     lines: &[(&'static str, &'static str)],
 ) -> Result<Admitted, Refusal> {
-    let door = Door {
+    admit(&Words, &headers(lines), &door(access, by_host))
+}
+
+fn door(access: Access, by_host: bool) -> Door {
+    Door {
         app: APP.parse().unwrap(),
         tenant: Tenant::main(),
         access,
         by_host,
         called: APP.to_owned(),
-    };
-    admit(&Words, &headers(lines), &door)
+    }
+}
+
+fn headers_of(authorization: &str) -> HeaderMap {
+    let value = HeaderValue::try_from(authorization).unwrap();
+    HeaderMap::from_iter([(AUTHORIZATION, value)])
 }
 
 #[test]
@@ -83,7 +107,11 @@ fn a_private_app() {
                  expected: Result<&str, ErrorCode>| {
         let found = open(Access::Private, by_host, lines);
         let found = found
-            .map(|admitted| admitted.identity.map_or_else(String::new, |i| i.subject))
+            .map(|admitted| {
+                admitted
+                    .known
+                    .map_or_else(String::new, |known| known.subject)
+            })
             .map_err(|error| error.code());
         assert_eq!(found, expected.map(str::to_owned), "{by_host} {lines:?}");
     };
@@ -120,6 +148,11 @@ fn a_private_app() {
         &[("authorization", "Bearer main/apps:read")],
         Err(ErrorCode::Forbidden),
     );
+    // For this app alone, or for another alone.
+    let bound = |app: &str| headers_of(&format!("Bearer main/app:open:{app}"));
+    let opened = |app: &str| admit(&Words, &bound(app), &door(Access::Private, false));
+    assert!(opened(APP).unwrap().known.is_some());
+    assert_eq!(opened(OTHER).unwrap_err().code(), ErrorCode::Forbidden);
     // Another tenant's app does not exist.
     check(
         false,
@@ -188,7 +221,7 @@ fn a_public_app_and_whose_the_authorization_is() {
     let check = |line: Option<(&'static str, &'static str)>, user: Option<&str>, ours: bool| {
         let lines: Vec<_> = line.into_iter().collect();
         let admitted = open(Access::Public, true, &lines).unwrap();
-        let found = admitted.identity.map(|identity| identity.subject);
+        let found = admitted.known.map(|known| known.subject);
         assert_eq!(
             (found.as_deref(), admitted.authorization_is_ours),
             (user, ours),
@@ -216,39 +249,28 @@ fn a_public_app_and_whose_the_authorization_is() {
 
 #[test]
 fn rest_callers() {
-    let check = |lines: &[(&'static str, &'static str)], scope, expected: Option<ErrorCode>| {
-        let found = caller(&Words, &headers(lines), scope)
-            .err()
-            .map(|error| error.code());
-        assert_eq!(found, expected, "{lines:?}");
+    let check = |lines: &[(&'static str, &'static str)], expected: Result<&str, ErrorCode>| {
+        let found = caller(&Words, &headers(lines));
+        let found = found.map(|known| known.jti).map_err(|error| error.code());
+        assert_eq!(found, expected.map(str::to_owned), "{lines:?}");
     };
-    check(&[], None, Some(ErrorCode::TokenMissing));
+    check(&[], Err(ErrorCode::TokenMissing));
     check(
         &[("authorization", "Bearer main/deploy")],
-        Some(scope::DEPLOY),
-        None,
+        Ok("main/deploy"),
     );
-    check(&[("authorization", "Bearer main/deploy")], None, None);
-    check(&[("x-tabbify-token", "main/*")], Some(scope::DEPLOY), None);
-    check(
-        &[("authorization", "Bearer main/deploy")],
-        Some(scope::APPS_READ),
-        Some(ErrorCode::Forbidden),
-    );
+    check(&[("x-tabbify-token", "main/*")], Ok("main/*"));
     check(
         &[("authorization", "Bearer old")],
-        None,
-        Some(ErrorCode::TokenExpired),
+        Err(ErrorCode::TokenExpired),
     );
     check(
         &[("authorization", "Bearer ")],
-        None,
-        Some(ErrorCode::TokenInvalid),
+        Err(ErrorCode::TokenInvalid),
     );
     // A cookie never signs in to the REST.
     check(
         &[("cookie", "tabbify_session=session/main")],
-        None,
-        Some(ErrorCode::TokenMissing),
+        Err(ErrorCode::TokenMissing),
     );
 }

@@ -30,19 +30,16 @@ pub(crate) fn jwks(call: Call<'_>) -> Answer {
 
 /// `GET /v1/whoami`.
 pub(crate) fn whoami(call: Call<'_>) -> Result<Answer, Refusal> {
-    Ok(answer::json(StatusCode::OK, &call.identity(None)?))
+    Ok(answer::json(StatusCode::OK, &call.known()?.identity()))
 }
 
 /// `POST /v1/apps/{id}/open`.
-pub(crate) fn open(call: Call<'_>, app: AppId) -> Result<Answer, Refusal> {
-    let identity = call.identity(Some(scope::APP_OPEN))?;
+pub(crate) async fn open(call: Call<'_>, app: AppId) -> Result<Answer, Refusal> {
+    let known = call.caller_on(scope::APP_OPEN, app)?;
     let urls = &call.node.urls;
-    let url = call.app(&identity, app, |app| urls.app(&app.tenant, &app.name))?;
-    let ticket = call
-        .node
-        .authority
-        .open_ticket(&identity, app)
-        .map_err(Refusal::Credential)?;
+    let url = call.app(&known, app, |app| urls.app(&app.tenant, &app.name))?;
+    let ticket = call.node.authority.ticket(&known.identity(), app).await;
+    let ticket = ticket.map_err(Refusal::Credential)?;
     let text = utf8_percent_encode(&ticket.token, NON_ALPHANUMERIC);
     let link = OpenLink {
         url: format!("{url}{OPEN_PATH}?ticket={text}"),

@@ -11,7 +11,7 @@ use http::StatusCode;
 use hyper::body::Incoming;
 use tabbify_api::apps::{CommitVersion, VersionView};
 use tabbify_api::artifact::{ARTIFACT_FILE, Artifact, ArtifactFile, MANIFEST_FILE};
-use tabbify_api::auth::{Identity, scope};
+use tabbify_api::auth::{Verified, scope};
 use tabbify_api::log::{Append, AppendError};
 use tabbify_manifest::{Detected, Manifest, Resolved, WASM_ENTRY, not_supported_yet};
 use tabbify_types::event::v1::VersionPublished;
@@ -29,8 +29,8 @@ pub(crate) async fn commit(
     app: AppId,
     version: VersionNumber,
 ) -> Result<Answer, Refusal> {
-    let identity = call.identity(Some(scope::APPS_WRITE))?;
-    let name = call.app(&identity, app, |app| app.name.clone())?;
+    let known = call.caller_on(scope::APPS_WRITE, app)?;
+    let name = call.app(&known, app, |app| app.name.clone())?;
     let CommitVersion { mut files } = body::json(call, incoming, FILE_LIST_LEN_MAX).await?;
     files.sort_by(|a, b| a.path.cmp(&b.path));
     let artifact = Artifact {
@@ -41,7 +41,7 @@ pub(crate) async fn commit(
     };
     let bytes = serde_json::to_vec(&artifact).expect("our own shapes serialize");
     let digest = Digest::of(&bytes);
-    if let Some(view) = published(call, &identity, app, version)? {
+    if let Some(view) = published(call, &known, app, version)? {
         return again(call, &view, digest).await;
     }
     let announced = stored::announced(call.node, app, version).await?;
@@ -70,17 +70,17 @@ pub(crate) async fn commit(
             .map(|secret| secret.name.clone())
             .collect(),
     };
-    let view = publish(call, &identity, release, bytes.into()).await?;
+    let view = publish(call, &known, release, bytes.into()).await?;
     Ok(answer::json(StatusCode::OK, &view))
 }
 
 fn published(
     call: Call<'_>,
-    identity: &Identity,
+    known: &Verified,
     app: AppId,
     version: VersionNumber,
 ) -> Result<Option<VersionView>, Refusal> {
-    call.app(identity, app, |app| app.version(version))
+    call.app(known, app, |app| app.version(version))
 }
 
 /// A commit of what is published already: the same is fine, anything else is not.
@@ -97,7 +97,7 @@ async fn again(call: Call<'_>, view: &VersionView, digest: Digest) -> Result<Ans
 
 async fn publish(
     call: Call<'_>,
-    identity: &Identity,
+    known: &Verified,
     release: VersionPublished,
     artifact: Bytes,
 ) -> Result<VersionView, Refusal> {
@@ -106,9 +106,9 @@ async fn publish(
     stored::write(call.node, app, version, ARTIFACT_FILE, artifact).await?;
     // The same for every repetition, so that a version is published once.
     let id = EventId::from_uuid(app.uuid()).derived(&format!("version_published v{version}"));
-    let segment = Segment::apps(&identity.tenant);
+    let segment = Segment::apps(&known.tenant);
     let made = event(NewEvent::with_id(id, segment, app, &release.into()))?;
-    match call.append(identity, Append::of(vec![made])).await {
+    match call.append(known, Append::of(vec![made])).await {
         Ok(appended) => call.seen(&appended).await?,
         Err(AppendError::IdConflict { .. }) => {
             let what = "is published with other content";
@@ -117,7 +117,7 @@ async fn publish(
         Err(error) => return Err(Refusal::Append(error)),
     }
     settle(call, app, version).await?;
-    published(call, identity, app, version)?.ok_or(Refusal::ViewLags)
+    published(call, known, app, version)?.ok_or(Refusal::ViewLags)
 }
 
 /// What follows from a publication. `latest` is written from the view, which only goes forward, and

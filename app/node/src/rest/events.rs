@@ -19,11 +19,11 @@ const QUIET_MAX: Duration = Duration::from_secs(15);
 
 /// `GET /v1/events?after=&segment=&type=&key=&follow=`.
 pub(crate) fn read(call: Call<'_>) -> Result<Answer, Refusal> {
-    let identity = call.identity(Some(scope::EVENTS_READ))?;
+    let known = call.caller(scope::EVENTS_READ)?;
     let query = call.query(&["after", "segment", "type", "key", "follow"])?;
     let filter = Filter {
         segments: vec![segments(
-            &identity.tenant,
+            &known.tenant,
             query.get("segment").unwrap_or("**"),
         )?],
         kinds: query.get("type").map(str::to_owned).into_iter().collect(),
@@ -31,12 +31,13 @@ pub(crate) fn read(call: Call<'_>) -> Result<Answer, Refusal> {
     };
     let after = query.parsed::<Position>("after")?.unwrap_or_default();
     let follow = query.flag("follow")?;
-    let log = call.node.writers.of(&identity);
+    let log = call.node.writers.of(&known.identity());
     let subscription = log.subscribe(filter, after).map_err(Refusal::Log)?;
-    Ok(ndjson::answer(Events {
+    let events = Events {
         subscription,
         follow,
-    }))
+    };
+    Ok(ndjson::answer(events, call.leash(known)))
 }
 
 /// `segment` is a glob within the tenant, such as `apps`.

@@ -21,8 +21,8 @@ pub(crate) async fn put(
     version: VersionNumber,
     path: ArtifactPath,
 ) -> Result<Answer, Refusal> {
-    let identity = call.identity(Some(scope::APPS_WRITE))?;
-    let published = call.app(&identity, app, |app| app.version(version).is_some())?;
+    let known = call.caller_on(scope::APPS_WRITE, app)?;
+    let published = call.app(&known, app, |app| app.version(version).is_some())?;
     if published {
         let what = "is published, and what is published never changes";
         return Err(Refusal::VersionConflict { version, what });
@@ -52,7 +52,8 @@ pub(crate) async fn put(
     let _permit = call.node.uploads.acquire().await;
     let mut upload = Upload::new(call.node, app, version, &path);
     let mut hasher = blake3::Hasher::new();
-    while let Some(data) = body::next(call, incoming).await? {
+    let leash = call.leash(known);
+    while let Some(data) = leash.hold(body::next(call, incoming)).await?? {
         hasher.update(&data);
         if hasher.count() > size {
             return Err(wrong_size(hasher.count()));

@@ -13,8 +13,8 @@ use crate::error::Refusal;
 
 /// `GET /v1/apps/{id}/logs?tail=&since=&follow=`.
 pub(crate) async fn read(call: Call<'_>, app: AppId) -> Result<Answer, Refusal> {
-    let identity = call.identity(Some(scope::APPS_READ))?;
-    call.app(&identity, app, |_| ())?;
+    let known = call.caller_on(scope::APPS_READ, app)?;
+    call.app(&known, app, |_| ())?;
     let query = call.query(&["tail", "since", "follow"])?;
     let tail = query.parsed::<usize>("tail")?.unwrap_or(LOG_TAIL_MAX);
     let query = LogQuery {
@@ -23,7 +23,8 @@ pub(crate) async fn read(call: Call<'_>, app: AppId) -> Result<Answer, Refusal> 
         follow: query.flag("follow")?,
     };
     let opened = call.node.logs.open(app, query).await;
-    Ok(ndjson::answer(Lines(opened.map_err(Refusal::Logs)?)))
+    let lines = Lines(opened.map_err(Refusal::Logs)?);
+    Ok(ndjson::answer(lines, call.leash(known)))
 }
 
 struct Lines(Box<dyn LogReader>);

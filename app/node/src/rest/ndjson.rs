@@ -10,6 +10,7 @@ use hyper::body::Frame;
 use serde::Serialize;
 
 use crate::answer::{Answer, BodyError};
+use crate::leash::Leash;
 
 /// Lines that are there anyway go out together, up to about this many bytes.
 const BATCH_LEN: usize = 32 * 1024;
@@ -32,9 +33,9 @@ pub(crate) trait Source: Send + 'static {
     fn next(&mut self) -> impl Future<Output = Result<Option<Line<Self::Item>>, BodyError>> + Send;
 }
 
-/// The answer that writes what `source` gives.
-pub(crate) fn answer(source: impl Source) -> Answer {
-    let mut answer = Response::new(StreamBody::new(frames(source)).boxed_unsync());
+/// The answer that writes what `source` gives, until the caller's token is revoked.
+pub(crate) fn answer(source: impl Source, leash: Leash) -> Answer {
+    let mut answer = Response::new(StreamBody::new(frames(source, leash)).boxed_unsync());
     let headers = answer.headers_mut();
     let ndjson = HeaderValue::from_static("application/x-ndjson");
     headers.insert(CONTENT_TYPE, ndjson);
@@ -44,14 +45,15 @@ pub(crate) fn answer(source: impl Source) -> Answer {
 
 fn frames<S: Source>(
     source: S,
+    leash: Leash,
 ) -> impl Stream<Item = Result<Frame<Bytes>, BodyError>> + Send + 'static {
     // `None` once the source has ended: it is not asked again.
-    stream::try_unfold(Some(source), |source| async move {
-        let Some(mut source) = source else {
+    stream::try_unfold(Some((source, leash)), |state| async move {
+        let Some((mut source, leash)) = state else {
             return Ok(None);
         };
         let mut batch = BytesMut::new();
-        let mut next = source.next().await;
+        let mut next = leash.hold(source.next()).await?;
         loop {
             let Some(line) = next? else {
                 let last = (!batch.is_empty()).then(|| (Frame::data(batch.freeze()), None));
@@ -71,6 +73,6 @@ fn frames<S: Source>(
                 None => break,
             }
         }
-        Ok(Some((Frame::data(batch.freeze()), Some(source))))
+        Ok(Some((Frame::data(batch.freeze()), Some((source, leash)))))
     })
 }

@@ -6,8 +6,7 @@ use http::StatusCode;
 use hyper::body::Incoming;
 use tabbify_api::apps::{ReserveVersion, ReservedVersion};
 use tabbify_api::artifact::{ARTIFACT_FILE, ArtifactFile, FILE_LEN_MAX, FILES_MAX, MANIFEST_FILE};
-use tabbify_api::auth::Identity;
-use tabbify_api::auth::scope;
+use tabbify_api::auth::{Verified, scope};
 use tabbify_api::log::{Append, AppendError, Expect};
 use tabbify_types::event::v1::VersionReserved;
 use tabbify_types::{AppId, NewEvent, Rev, Segment, VersionNumber};
@@ -25,11 +24,11 @@ pub(crate) async fn reserve(
     incoming: &mut Incoming,
     app: AppId,
 ) -> Result<Answer, Refusal> {
-    let identity = call.identity(Some(scope::APPS_WRITE))?;
-    call.app(&identity, app, |_| ())?;
+    let known = call.caller_on(scope::APPS_WRITE, app)?;
+    call.app(&known, app, |_| ())?;
     let wanted: ReserveVersion = body::json(call, incoming, FILE_LIST_LEN_MAX).await?;
     check(&wanted.files)?;
-    let version = number(call, &identity, app).await?;
+    let version = number(call, &known, app).await?;
     // After the number: a list without one could be overwritten by whoever gets it.
     stored::put_reserved(call.node, app, version, &wanted.files).await?;
     let reserved = ReservedVersion { app, version };
@@ -38,7 +37,7 @@ pub(crate) async fn reserve(
 
 /// Takes the next number. Two at once get different ones: the log lets only one batch through at a
 /// revision, and the other looks again.
-async fn number(call: Call<'_>, caller: &Identity, app: AppId) -> Result<VersionNumber, Refusal> {
+async fn number(call: Call<'_>, caller: &Verified, app: AppId) -> Result<VersionNumber, Refusal> {
     let (segment, key) = (Segment::apps(&caller.tenant), versions_key(app));
     for _ in 0..RESERVE_ATTEMPTS_MAX {
         let look = call.node.projection.read(|view| {

@@ -1,5 +1,6 @@
 //! One deploy, from its events to the Operation that callers wait on.
 
+use serde::{Deserialize, Serialize};
 use tabbify_api::ErrorCode;
 use tabbify_api::apps::{Operation, OperationError, OperationStatus, Step, StepStatus};
 use tabbify_types::event::v1::{
@@ -36,7 +37,7 @@ impl Stage {
 }
 
 /// A deploy.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Deploy {
     pub(super) id: DeployId,
     version: VersionNumber,

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,19 +13,22 @@ use object_store::local::LocalFileSystem;
 use serde_json::{Value, json};
 use tabbify_api::BoxFuture;
 use tabbify_api::artifact::ArtifactFile;
-use tabbify_api::auth::{AuthError, Authority, Identity, IssuedToken, PlatformId};
-use tabbify_api::log::{Append, EventLog, LogAccess, LogScope};
+use tabbify_api::auth::{
+    AuthError, Authority, Identity, IssuedToken, PlatformId, Revocations, Verified, scope,
+};
+use tabbify_api::log::{Append, EventLog, Line, LogAccess, LogScope};
 use tabbify_api::logs::{AppLogs, LogLine, LogQuery, LogReader, LogsError};
 use tabbify_log::{Log, Options};
 use tabbify_node::{Config, Deps, Dial, DialError, Server, Stream};
 use tabbify_process::{Importance, SystemClock, Tasks};
 use tabbify_types::event::v1::TrafficShifted;
 use tabbify_types::{
-    APP_PORT, AppId, AppUla, DeployId, Digest, Event, InstanceId, NewEvent, Segment, SegmentGlob,
-    Tenant, Timestamp, VersionNumber,
+    APP_PORT, AppId, AppUla, DeployId, Digest, Event, InstanceId, MeshKey, NewEvent, Segment,
+    SegmentGlob, Tenant, Timestamp, VersionNumber,
 };
 use tempfile::TempDir;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
@@ -35,11 +38,108 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Tokens are words: `owner` may everything, `reader` reads, `acme` owns another tenant, `old` has
-/// expired; all others are forged.
+/// Tokens are words: `owner` may everything, `reader` reads, `bound.<app>` may everything with one
+/// app, `acme` owns another tenant, `old` has expired; all others are forged.
 #[derive(Debug, Default)]
-struct Words {
+pub(crate) struct Words {
     redeemed: Mutex<HashSet<String>>,
+    revoked: Mutex<HashSet<String>>,
+    changes: watch::Sender<u64>,
+}
+
+impl Words {
+    /// Takes back what a word and its sessions are.
+    pub(crate) fn revoke(&self, word: &str) {
+        lock(&self.revoked).insert(format!("user:{word}"));
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    fn word(&self, word: &str) -> Result<Verified, AuthError> {
+        let (tenant, scopes) = match word {
+            "owner" => ("main", vec!["*".to_owned()]),
+            "reader" => ("main", vec!["apps:read".to_owned()]),
+            "acme" => ("acme", vec!["*".to_owned()]),
+            "old" => return Err(AuthError::Expired(Timestamp::default())),
+            _ => {
+                let app = word.strip_prefix("bound.").and_then(|app| app.parse().ok());
+                let app = app.ok_or_else(|| AuthError::Invalid("forged".to_owned()))?;
+                let scopes = ["apps:read", "apps:write", "deploy", "app:open"];
+                ("main", scopes.map(|it| scope::on(it, app)).to_vec())
+            }
+        };
+        let verified = Verified {
+            jti: word.to_owned(),
+            kind: "user".to_owned(),
+            subject: format!("user:{word}"),
+            tenant: tenant.parse().expect("a tenant"),
+            scopes,
+            tags: Vec::new(),
+            ulas: Vec::new(),
+            key: None,
+            issued: Timestamp::default(),
+            expires: Timestamp::from_secs(4_000_000_000),
+        };
+        match self.is_revoked(&verified) {
+            true => Err(AuthError::Invalid("revoked".to_owned())),
+            false => Ok(verified),
+        }
+    }
+
+    fn of_session(&self, session: &str, app: &str) -> Result<Verified, AuthError> {
+        let mut parts = session.splitn(3, '.');
+        match (parts.next(), parts.next(), parts.next()) {
+            (Some("session"), Some(of), Some(who)) if of == app => self.word(who),
+            _ => Err(AuthError::Invalid("no session".to_owned())),
+        }
+    }
+
+    fn redeem(&self, ticket: &str, app: AppId) -> Result<IssuedToken, AuthError> {
+        let mut parts = ticket.split('/');
+        match (parts.next(), parts.next(), parts.next()) {
+            (Some(who), Some(of), Some(_)) if of == app.to_string() => {
+                if !lock(&self.redeemed).insert(ticket.to_owned()) {
+                    return Err(AuthError::Replayed);
+                }
+                Ok(issued(&format!("session.{app}.{who}")))
+            }
+            _ => Err(AuthError::Invalid("no ticket".to_owned())),
+        }
+    }
+}
+
+impl Revocations for Words {
+    fn check(
+        &self,
+        token: &str,
+        _: &[&str],
+        audience: &str,
+        _: Option<MeshKey>,
+    ) -> Result<Verified, AuthError> {
+        match audience.strip_prefix("tabbify-session:") {
+            Some(app) => self.of_session(token, app),
+            None => self.word(token),
+        }
+    }
+
+    fn still(&self, verified: &Verified) -> Result<(), AuthError> {
+        self.word(&verified.jti).map(drop)
+    }
+
+    fn is_revoked(&self, verified: &Verified) -> bool {
+        lock(&self.revoked).contains(&verified.subject)
+    }
+
+    fn changes(&self) -> u64 {
+        *self.changes.borrow()
+    }
+
+    fn changed(&self, seen: u64) -> BoxFuture<'_, u64> {
+        let mut changes = self.changes.subscribe();
+        Box::pin(async move {
+            let changed = changes.wait_for(|count| *count != seen).await;
+            changed.map_or(seen, |count| *count)
+        })
+    }
 }
 
 impl Authority for Words {
@@ -62,46 +162,30 @@ impl Authority for Words {
     }
 
     fn verify(&self, token: &str) -> Result<Identity, AuthError> {
-        let (tenant, scopes) = match token {
-            "owner" => ("main", "*"),
-            "reader" => ("main", "apps:read"),
-            "acme" => ("acme", "*"),
-            "old" => return Err(AuthError::Expired(Timestamp::default())),
-            _ => return Err(AuthError::Invalid("forged".to_owned())),
-        };
-        Ok(Identity {
-            subject: format!("user:{token}"),
-            tenant: tenant.parse().expect("a tenant"),
-            kind: "user".to_owned(),
-            scopes: vec![scopes.to_owned()],
-            expires: Timestamp::from_secs(4_000_000_000),
-        })
+        self.word(token).map(|verified| verified.identity())
     }
 
-    fn open_ticket(&self, identity: &Identity, app: AppId) -> Result<IssuedToken, AuthError> {
+    fn ticket<'a>(
+        &'a self,
+        identity: &'a Identity,
+        app: AppId,
+    ) -> BoxFuture<'a, Result<IssuedToken, AuthError>> {
         let who = identity.subject.trim_start_matches("user:");
-        Ok(issued(&format!("{who}/{app}/{}", AppId::mint())))
+        let ticket = format!("{who}/{app}/{}", AppId::mint());
+        Box::pin(async move { Ok(issued(&ticket)) })
     }
 
-    fn redeem_ticket(&self, ticket: &str, app: AppId) -> Result<IssuedToken, AuthError> {
-        let mut parts = ticket.split('/');
-        match (parts.next(), parts.next(), parts.next()) {
-            (Some(who), Some(of), Some(_)) if of == app.to_string() => {
-                if !lock(&self.redeemed).insert(ticket.to_owned()) {
-                    return Err(AuthError::Replayed);
-                }
-                Ok(issued(&format!("session.{who}.{app}")))
-            }
-            _ => Err(AuthError::Invalid("no ticket".to_owned())),
-        }
+    fn session<'a>(
+        &'a self,
+        ticket: &'a str,
+        app: AppId,
+    ) -> BoxFuture<'a, Result<IssuedToken, AuthError>> {
+        Box::pin(async move { self.redeem(ticket, app) })
     }
 
     fn verify_session(&self, session: &str, app: AppId) -> Result<Identity, AuthError> {
-        let mut parts = session.split('.');
-        match (parts.next(), parts.next(), parts.next()) {
-            (Some("session"), Some(who), Some(of)) if of == app.to_string() => self.verify(who),
-            _ => Err(AuthError::Invalid("no session".to_owned())),
-        }
+        let verified = self.of_session(session, &app.to_string());
+        verified.map(|verified| verified.identity())
     }
 }
 
@@ -178,13 +262,35 @@ impl LogReader for Lines {
     }
 }
 
-/// Writes in the caller's name.
-#[derive(Debug)]
-struct Writers(Arc<Log>);
+/// Whether the node reaches the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LogIs {
+    There,
+    Away,
+}
 
-impl LogAccess for Writers {
+/// The node's ways to the log: its own, and those of its callers, who write in their own names.
+#[derive(Debug)]
+struct Wire {
+    log: Arc<Log>,
+    line: Arc<Line>,
+    log_is: Mutex<LogIs>,
+}
+
+impl Wire {
+    fn lay(&self, events: &Arc<dyn EventLog>, log_is: LogIs) {
+        *lock(&self.log_is) = log_is;
+        self.line
+            .join((log_is == LogIs::There).then(|| Arc::clone(events)));
+    }
+}
+
+impl LogAccess for Wire {
     fn of(&self, caller: &Identity) -> Arc<dyn EventLog> {
-        self.0.client(LogScope {
+        if *lock(&self.log_is) == LogIs::Away {
+            return Arc::new(Line::default());
+        }
+        self.log.client(LogScope {
             actor: caller.subject.clone(),
             write: vec![SegmentGlob::all()],
             read: vec![SegmentGlob::all()],
@@ -198,7 +304,9 @@ pub(crate) struct Platform {
     pub(crate) tasks: Tasks,
     pub(crate) store: Arc<dyn ObjectStore>,
     pub(crate) mesh: Arc<Mesh>,
+    pub(crate) words: Arc<Words>,
     log: Option<Arc<Log>>,
+    wire: Arc<Wire>,
     events: Arc<dyn EventLog>,
     dir: Arc<TempDir>,
     shutdown: CancellationToken,
@@ -210,10 +318,15 @@ impl Platform {
     }
 
     pub(crate) async fn start_with(change: impl FnOnce(&mut Config)) -> Result<Self> {
-        Self::start_in(Arc::new(tempfile::tempdir()?), change).await
+        let dir = Arc::new(tempfile::tempdir()?);
+        Self::start_in(dir, change, LogIs::There).await
     }
 
-    async fn start_in(dir: Arc<TempDir>, change: impl FnOnce(&mut Config)) -> Result<Self> {
+    async fn start_in(
+        dir: Arc<TempDir>,
+        change: impl FnOnce(&mut Config),
+        log_is: LogIs,
+    ) -> Result<Self> {
         let log = Log::open(&dir.path().join("log"), Options::new(Arc::new(SystemClock)))?;
         let log = Arc::new(log);
         let every = || vec![SegmentGlob::all()];
@@ -228,14 +341,23 @@ impl Platform {
         let (tasks, mesh) = (Tasks::new(), Arc::new(Mesh::default()));
         let mut config = Config {
             listen: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
+            snapshots: Some(dir.path().join("snapshots")),
             ..Config::default()
         };
         config.timeouts.drain = Duration::from_secs(1);
         change(&mut config);
+        let words = Arc::new(Words::default());
+        let wire = Arc::new(Wire {
+            log: Arc::clone(&log),
+            line: Arc::default(),
+            log_is: Mutex::new(log_is),
+        });
+        wire.lay(&events, log_is);
         let deps = Deps {
-            log: Arc::clone(&events),
-            writers: Arc::new(Writers(Arc::clone(&log))),
-            authority: Arc::new(Words::default()),
+            log: Arc::clone(&wire.line) as Arc<dyn EventLog>,
+            writers: Arc::clone(&wire) as Arc<dyn LogAccess>,
+            authority: Arc::clone(&words) as Arc<dyn Authority>,
+            tokens: Arc::clone(&words) as Arc<dyn Revocations>,
             dial: Arc::clone(&mesh) as Arc<dyn Dial>,
             store: Arc::clone(&store),
             logs: Arc::new(ThreeLines),
@@ -251,7 +373,9 @@ impl Platform {
             tasks,
             store,
             mesh,
+            words,
             log: Some(log),
+            wire,
             events,
             dir,
             shutdown,
@@ -259,13 +383,33 @@ impl Platform {
     }
 
     /// Ends everything and starts it again on the same directory.
-    pub(crate) async fn restart(mut self) -> Result<Self> {
+    pub(crate) async fn restart(self) -> Result<Self> {
+        self.restart_where(LogIs::There, |_| Ok(())).await
+    }
+
+    /// The same, with the log there or not, and something done to the stored view in between.
+    pub(crate) async fn restart_where(
+        mut self,
+        log_is: LogIs,
+        between: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<Self> {
         self.shutdown.cancel();
         self.tasks.shutdown(Duration::from_secs(5)).await;
         if let Some(log) = self.log.take() {
             soon("closing the log", log.close()).await?;
         }
-        Self::start_in(Arc::clone(&self.dir), |_| {}).await
+        between(&self.snapshot())?;
+        Self::start_in(Arc::clone(&self.dir), |_| {}, log_is).await
+    }
+
+    /// Brings the log back, or takes it away from whatever is begun from here on.
+    pub(crate) fn lay(&self, log_is: LogIs) {
+        self.wire.lay(&self.events, log_is);
+    }
+
+    /// Where the node stores its view.
+    pub(crate) fn snapshot(&self) -> PathBuf {
+        self.dir.path().join("snapshots/node.snapshot")
     }
 
     /// Asks the node to stop, and nothing else.

@@ -14,7 +14,7 @@ use tabbify_types::{AppId, Event};
 
 use super::*;
 use crate::report::Status;
-use crate::state::tests::{app, failed, fold, host, of, placement, started};
+use crate::state::tests::{Story, app, failed, of, placement, started};
 
 const KEY: MeshKey = MeshKey([7; 32]);
 
@@ -33,7 +33,7 @@ fn fresh(life: Life) -> Observed {
 /// The state that a script works on.
 struct Script {
     now: Timestamp,
-    desired: Desired,
+    story: Story,
     observed: BTreeMap<InstanceRef, Observed>,
 }
 
@@ -41,7 +41,7 @@ impl Script {
     fn new() -> Self {
         Self {
             now: Timestamp::from_secs(1_000),
-            desired: Desired::new(host()),
+            story: Story::new(),
             observed: BTreeMap::new(),
         }
     }
@@ -94,7 +94,7 @@ impl Script {
     }
 
     fn fold(&mut self, event: &Event) {
-        fold(&mut self.desired, self.now, event);
+        self.story.fold(self.now, event);
     }
 
     fn place(&mut self, name: &str, options: &[&str]) -> Result<(), String> {
@@ -121,7 +121,7 @@ impl Script {
     }
 
     fn plan(&self) -> String {
-        let plan = plan(&self.desired, &self.observed, self.now);
+        let plan = plan(&self.story.desired, &self.observed, self.now);
         let mut text = String::new();
         for action in &plan.actions {
             let of = action.of();

@@ -74,14 +74,8 @@ fn id(position: u64) -> EventId {
     text.parse().expect("an event id")
 }
 
-/// One event as the log hands it out, at the next position after `desired`'s.
-pub(crate) fn recorded(
-    desired: &Desired,
-    segment: &Segment,
-    at: Timestamp,
-    event: &Event,
-) -> Recorded {
-    let position = Position(desired.position().get() + 1);
+/// One event as the log hands it out.
+fn recorded(position: Position, segment: &Segment, at: Timestamp, event: &Event) -> Recorded {
     let id = id(position.get());
     let new = NewEvent::with_id(id, segment.clone(), "key", event).expect("a small event");
     Recorded {
@@ -100,16 +94,47 @@ pub(crate) fn recorded(
     }
 }
 
-/// Folds an event in the segment where it belongs.
-pub(crate) fn fold(desired: &mut Desired, at: Timestamp, event: &Event) {
-    let ordered = matches!(event, Event::AppPlaced(_) | Event::AppStopRequested(_));
-    let segment = if ordered {
-        Segment::host(&host())
-    } else {
-        Segment::host_reports(&host())
-    };
-    let recorded = recorded(desired, &segment, at, event);
-    desired.fold(&recorded).expect("an event of version 1");
+/// What is desired, and how many events say so: the next has the next position.
+#[derive(Debug, Clone)]
+pub(crate) struct Story {
+    pub(crate) desired: Desired,
+    told: u64,
+}
+
+impl Story {
+    pub(crate) fn new() -> Self {
+        Self {
+            desired: Desired::new(host()),
+            told: 0,
+        }
+    }
+
+    /// The next event, which is not folded yet.
+    pub(crate) fn next(&mut self, segment: &Segment, at: Timestamp, event: &Event) -> Recorded {
+        self.told += 1;
+        recorded(Position(self.told), segment, at, event)
+    }
+
+    /// Folds an event in this segment.
+    fn fold_in(&mut self, segment: &Segment, at: Timestamp, event: &Event) {
+        let recorded = self.next(segment, at, event);
+        self.desired
+            .apply(&recorded)
+            .expect("an event of version 1");
+    }
+
+    /// Folds an event in the segment where it belongs.
+    pub(crate) fn fold(&mut self, at: Timestamp, event: &Event) {
+        self.fold_in(&home(event), at, event);
+    }
+}
+
+/// Where an event belongs.
+pub(crate) fn home(event: &Event) -> Segment {
+    match event {
+        Event::AppPlaced(_) | Event::AppStopRequested(_) => Segment::host(&host()),
+        _ => Segment::host_reports(&host()),
+    }
 }
 
 pub(crate) fn started(of: InstanceRef) -> Event {
@@ -136,81 +161,75 @@ fn secs(secs: u64) -> Timestamp {
 
 #[test]
 fn orders_and_reports_count_only_where_they_belong() {
-    let mut desired = Desired::new(host());
+    let mut story = Story::new();
     let it = of(1, 1);
     let order = Event::from(placement(it, 1));
     for segment in ["platform.hosts.box2", "platform.hosts.box1.reports"] {
-        let elsewhere = recorded(&desired, &segment.parse().unwrap(), secs(1), &order);
-        desired.fold(&elsewhere).unwrap();
-        assert!(desired.placed().is_empty(), "{segment}");
+        story.fold_in(&segment.parse().unwrap(), secs(1), &order);
+        assert!(story.desired.placed().is_empty(), "{segment}");
     }
     let mut foreign = placement(it, 1);
     foreign.host = "box2".parse().unwrap();
-    fold(&mut desired, secs(1), &Event::from(foreign));
-    assert!(desired.placed().is_empty());
+    story.fold(secs(1), &Event::from(foreign));
+    assert!(story.desired.placed().is_empty());
 
-    fold(&mut desired, secs(1), &order);
-    let forged = recorded(
-        &desired,
-        &Segment::host(&host()),
-        secs(1),
-        &Event::from(AppStopped { of: it }),
-    );
-    desired.fold(&forged).unwrap();
-    assert!(desired.placed().contains_key(&it));
+    story.fold(secs(1), &order);
+    let forged = Event::from(AppStopped { of: it });
+    story.fold_in(&Segment::host(&host()), secs(1), &forged);
+    assert!(story.desired.placed().contains_key(&it));
 }
 
 #[test]
 fn an_instance_is_placed_once() {
-    let mut desired = Desired::new(host());
+    let mut story = Story::new();
     let it = of(1, 1);
-    fold(&mut desired, secs(1), &Event::from(placement(it, 1)));
-    fold(&mut desired, secs(2), &Event::from(AppStopped { of: it }));
-    assert!(desired.has_ended(it));
-    fold(&mut desired, secs(3), &Event::from(placement(it, 1)));
-    assert!(desired.placed().is_empty());
+    story.fold(secs(1), &Event::from(placement(it, 1)));
+    story.fold(secs(2), &Event::from(AppStopped { of: it }));
+    assert!(story.desired.has_ended(it));
+    story.fold(secs(3), &Event::from(placement(it, 1)));
+    assert!(story.desired.placed().is_empty());
 }
 
 #[test]
 fn failures_are_counted_per_deploy_and_forgiven_to_the_stable() {
-    let mut desired = Desired::new(host());
-    let failures = |desired: &Desired| desired.history(app(1)).map(|it| it.failures);
+    let mut story = Story::new();
+    let failures = |story: &Story| story.desired.history(app(1)).map(|it| it.failures);
     for instance in 1..=3 {
         let it = of(1, instance);
-        fold(&mut desired, secs(1), &Event::from(placement(it, 1)));
-        fold(&mut desired, secs(1), &failed(it));
-        assert_eq!(failures(&desired), Some(instance));
+        story.fold(secs(1), &Event::from(placement(it, 1)));
+        story.fold(secs(1), &failed(it));
+        assert_eq!(failures(&story), Some(instance));
     }
     // Healthy, but not for long.
     let it = of(1, 4);
-    fold(&mut desired, secs(10), &Event::from(placement(it, 1)));
-    fold(&mut desired, secs(10), &Event::from(AppHealthy { of: it }));
-    fold(&mut desired, secs(69), &failed(it));
-    assert_eq!(failures(&desired), Some(4));
+    story.fold(secs(10), &Event::from(placement(it, 1)));
+    story.fold(secs(10), &Event::from(AppHealthy { of: it }));
+    story.fold(secs(69), &failed(it));
+    assert_eq!(failures(&story), Some(4));
     let it = of(1, 5);
-    fold(&mut desired, secs(70), &Event::from(placement(it, 1)));
-    fold(&mut desired, secs(70), &Event::from(AppHealthy { of: it }));
-    fold(&mut desired, secs(130), &failed(it));
-    assert_eq!(failures(&desired), Some(0));
+    story.fold(secs(70), &Event::from(placement(it, 1)));
+    story.fold(secs(70), &Event::from(AppHealthy { of: it }));
+    story.fold(secs(130), &failed(it));
+    assert_eq!(failures(&story), Some(0));
 
     let it = of(1, 6);
-    fold(&mut desired, secs(131), &Event::from(placement(it, 1)));
-    fold(&mut desired, secs(131), &failed(it));
-    assert_eq!(failures(&desired), Some(1));
+    story.fold(secs(131), &Event::from(placement(it, 1)));
+    story.fold(secs(131), &failed(it));
+    assert_eq!(failures(&story), Some(1));
     let it = of(1, 7);
-    fold(&mut desired, secs(132), &Event::from(placement(it, 2)));
-    assert_eq!(failures(&desired), Some(0));
+    story.fold(secs(132), &Event::from(placement(it, 2)));
+    assert_eq!(failures(&story), Some(0));
 }
 
 #[test]
 fn a_later_version_stops_the_fold() {
-    let mut desired = Desired::new(host());
+    let mut story = Story::new();
     let order = Event::from(placement(of(1, 1), 1));
-    let mut later = recorded(&desired, &Segment::host(&host()), secs(1), &order);
+    let mut later = story.next(&home(&order), secs(1), &order);
     later.version = 2;
-    let error = desired.fold(&later).unwrap_err();
+    let error = story.desired.apply(&later).unwrap_err();
     assert!(matches!(error, EventError::Version { version: 2, .. }));
-    assert_eq!(desired.position(), Position(0));
+    assert_eq!(story.desired, Desired::new(host()));
 }
 
 fn any_event() -> impl Strategy<Value = Event> {
@@ -236,33 +255,34 @@ fn any_event() -> impl Strategy<Value = Event> {
 }
 
 proptest! {
-    /// Replaying a prefix and then the rest gives what replaying all gives, whether the events in
-    /// between were seen one by one or skipped over with `progress`.
+    /// Replaying a prefix and then the rest gives what replaying all gives, also when the prefix was
+    /// stored and read back.
     #[test]
     fn replay_may_begin_again_anywhere(
         events in vec((any_event(), 0..1_000_u64), 0..40),
         cut in any::<Index>(),
     ) {
-        let mut whole = Desired::new(host());
+        let mut story = Story::new();
         let mut log = Vec::new();
         for (event, at) in &events {
-            let ordered = matches!(event, Event::AppPlaced(_) | Event::AppStopRequested(_));
-            let segment = if ordered { Segment::host(&host()) } else { Segment::host_reports(&host()) };
-            let recorded = recorded(&whole, &segment, secs(*at), event);
-            whole.fold(&recorded).unwrap();
-            log.push(recorded);
+            log.push(story.next(&home(event), secs(*at), event));
+        }
+        let mut whole = Desired::new(host());
+        for event in &log {
+            whole.apply(event).unwrap();
         }
         let cut = cut.index(log.len() + 1);
-        let mut halves = Desired::new(host());
+        let mut half = Desired::new(host());
         for event in &log[..cut] {
-            halves.fold(event).unwrap();
+            half.apply(event).unwrap();
         }
-        halves.progress(halves.position());
-        let mut halves = halves.clone();
+        let stored = serde_json::to_vec(&half).unwrap();
+        let mut resumed: Desired = serde_json::from_slice(&stored).unwrap();
+        assert_eq!(resumed, half);
         for event in &log[cut..] {
-            halves.fold(event).unwrap();
+            resumed.apply(event).unwrap();
         }
-        assert_eq!(whole, halves);
+        assert_eq!(whole, resumed);
         // Nothing is both placed and ended, whatever order reports come in.
         assert!(whole.placed().keys().all(|of| !whole.has_ended(*of)));
     }

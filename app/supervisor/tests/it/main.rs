@@ -4,5 +4,6 @@
 mod crash;
 mod hostile;
 mod life;
+mod outage;
 mod stop;
 mod support;

@@ -79,22 +79,35 @@ impl Machine {
 
     /// A supervisor that may read its orders and write its reports, and nothing else.
     pub(crate) async fn supervisor(&self) -> Result<Supervisor, Wrong> {
-        let (orders, reports) = (self.orders(), self.reports());
-        let scope = LogScope {
-            actor: format!("host:{}", self.config.host),
-            write: vec![SegmentGlob::from(&reports)],
-            read: vec![SegmentGlob::from(&orders), SegmentGlob::from(&reports)],
-        };
-        self.supervisor_with(self.log.client(scope)).await
+        self.supervisor_with(self.host_log()).await
     }
 
     pub(crate) async fn supervisor_with(
         &self,
         log: Arc<dyn EventLog>,
     ) -> Result<Supervisor, Wrong> {
+        self.supervisor_in(log, &self.tasks).await
+    }
+
+    /// A supervisor that ends with `tasks`.
+    pub(crate) async fn supervisor_in(
+        &self,
+        log: Arc<dyn EventLog>,
+        tasks: &Tasks,
+    ) -> Result<Supervisor, Wrong> {
         let leases = Arc::new(self.candidates.clone());
         let clock = Arc::new(SystemClock);
-        Ok(Supervisor::start(self.config.clone(), log, leases, clock, &self.tasks).await?)
+        Ok(Supervisor::start(self.config.clone(), log, leases, clock, tasks).await?)
+    }
+
+    /// The log as the host may use it.
+    pub(crate) fn host_log(&self) -> Arc<dyn EventLog> {
+        let (orders, reports) = (self.orders(), self.reports());
+        self.log.client(LogScope {
+            actor: format!("host:{}", self.config.host),
+            write: vec![SegmentGlob::from(&reports)],
+            read: vec![SegmentGlob::from(&orders), SegmentGlob::from(&reports)],
+        })
     }
 
     pub(crate) fn orders(&self) -> Segment {

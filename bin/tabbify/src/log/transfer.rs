@@ -5,13 +5,13 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::{Context as _, bail};
 use tabbify_log::transfer::{self, Content};
-use tabbify_log::{Log, Options, postgres};
-use tabbify_process::{SystemClock, env};
+use tabbify_log::{Files, Options, postgres};
+use tabbify_process::SystemClock;
 
 use super::{Where, verified};
-use crate::data_dir::DataDir;
+use crate::log_settings::{Postgres, Settings};
+use crate::secret::Secret;
 
 /// Which log, in which engine.
 #[derive(Debug, clap::Args)]
@@ -39,49 +39,35 @@ pub(crate) struct Move {
 }
 
 enum Chosen {
-    Embedded(PathBuf),
+    Embedded(PathBuf, Files),
     Postgres(Box<postgres::Options>),
 }
 
 impl Engine {
     fn choose(self) -> anyhow::Result<Chosen> {
-        let Some(reference) = self.postgres else {
-            let dir = DataDir::choose(self.place.data_dir)?.log();
-            return Ok(Chosen::Embedded(dir));
-        };
-        let conninfo = secret(&reference)?;
-        let options = postgres::Options::new(conninfo.trim(), Arc::new(SystemClock))?;
-        let standby = if self.without_standby {
-            postgres::Standby::Missed
-        } else {
-            postgres::Standby::Required
-        };
-        let options = options.schema(&self.schema)?.standby(standby);
-        Ok(Chosen::Postgres(Box::new(options)))
-    }
-}
-
-/// A secret never stands on a command line, where every user of the machine can read it.
-fn secret(reference: &str) -> anyhow::Result<String> {
-    match reference.split_once(':') {
-        Some(("env", name)) => {
-            env::read(name).with_context(|| format!("the variable {name} is not set"))
+        let clock = Arc::new(SystemClock);
+        if let Some(reference) = self.postgres {
+            let connection = Secret(reference);
+            let postgres = Postgres::of(connection, Some(self.schema), self.without_standby);
+            return Ok(Chosen::Postgres(Box::new(postgres.options(clock)?)));
         }
-        Some(("file", path)) => std::fs::read_to_string(path).with_context(|| path.to_owned()),
-        _ => bail!(
-            "--postgres takes env:NAME or file:PATH, the place of a connection string, not the \
-             string itself: it may hold a password"
-        ),
+        // A transaction-node's configuration may say that its log is in PostgreSQL.
+        let (_, settings) = Settings::read(self.place.config.as_deref())?;
+        if let Some(postgres) = settings.postgres {
+            return Ok(Chosen::Postgres(Box::new(postgres.options(clock)?)));
+        }
+        let (dir, files) = self.place.find()?;
+        Ok(Chosen::Embedded(dir, files))
     }
 }
 
 /// `tabbify log verify`.
 pub(crate) async fn verify(engine: Engine) -> anyhow::Result<()> {
     match engine.choose()? {
-        Chosen::Embedded(dir) => {
+        Chosen::Embedded(dir, files) => {
             let found = tokio::task::spawn_blocking(move || {
-                let found = Log::verify(&dir)?;
-                let content = transfer::content(&dir)?;
+                let found = files.verify(&dir)?;
+                let content = files.content(&dir)?;
                 anyhow::Ok((found, content))
             });
             let (found, content) = found.await??;
@@ -109,8 +95,8 @@ pub(crate) async fn export(command: Move) -> anyhow::Result<()> {
     let file = command.file;
     let to = file.clone();
     let content = match command.engine.choose()? {
-        Chosen::Embedded(dir) => {
-            tokio::task::spawn_blocking(move || transfer::export_log(&dir, &to)).await??
+        Chosen::Embedded(dir, files) => {
+            tokio::task::spawn_blocking(move || files.export(&dir, &to)).await??
         }
         Chosen::Postgres(options) => postgres::Engine::export(*options, &to).await?,
     };
@@ -123,7 +109,7 @@ pub(crate) async fn import(command: Move) -> anyhow::Result<()> {
     let file = command.file;
     let from = file.clone();
     let content = match command.engine.choose()? {
-        Chosen::Embedded(dir) => {
+        Chosen::Embedded(dir, _) => {
             let options = Options::new(Arc::new(SystemClock));
             let importing =
                 tokio::task::spawn_blocking(move || transfer::import_log(&from, &dir, &options));
@@ -142,29 +128,4 @@ fn told(content: &Content, what: &str) {
         digest,
     } = content;
     println!("log {log_id} to position {head} {what}\ncontent  {digest}");
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_connection_string_is_only_referred_to() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), "host=/tmp\n").unwrap();
-        let reference = format!("file:{}", file.path().display());
-        assert_eq!(secret(&reference).unwrap(), "host=/tmp\n");
-        let refused = secret("host=/tmp password=hunter2")
-            .unwrap_err()
-            .to_string();
-        assert!(!refused.contains("hunter2"), "{refused}");
-        for missing in [
-            "file:/nowhere/at/all",
-            "env:TABBIFY_THERE_IS_NO_SUCH",
-            "x:y",
-            "",
-        ] {
-            assert!(secret(missing).is_err(), "{missing}");
-        }
-    }
 }

@@ -7,7 +7,7 @@ use std::net::Ipv6Addr;
 use serde::{Deserialize, Serialize};
 use tabbify_types::{AppId, HostName, InstanceId, MeshKey, Tenant, Timestamp, VerifyingKeyBytes};
 
-use super::{AuthError, IssuedToken};
+use super::{AuthError, Identity, IssuedToken};
 use crate::{BoxFuture, ErrorCode, Problem};
 
 /// `POST` a [`TokenOrder`] for an [`IssuedToken`]; `GET` the list of [`TokenRecord`]; `DELETE` below it
@@ -28,6 +28,12 @@ pub const SESSIONS_PATH: &str = "/v1/auth/sessions";
 pub const API_AUDIENCE: &str = "tabbify-api";
 /// Who accepts registry tokens.
 pub const REGISTRY_AUDIENCE: &str = "tabbify-registry";
+
+/// Who accepts a browser's session with `app`: its node, on the app's own host.
+#[must_use]
+pub fn session_audience(app: AppId) -> String {
+    format!("tabbify-session:{app}")
+}
 
 /// Who asks, and how they are known: what the connection has proven comes from whoever accepted it.
 #[derive(Clone, Copy)]
@@ -92,6 +98,34 @@ impl Verified {
     #[must_use]
     pub fn allows(&self, scope: &str) -> bool {
         self.scopes.iter().any(|held| held == "*" || held == scope)
+    }
+
+    /// Whether the holder may do what `scope` names with `app`, be it with all apps or with it alone.
+    #[must_use]
+    pub fn allows_on(&self, scope: &str, app: AppId) -> bool {
+        self.allows(scope) || self.scopes.contains(&super::scope::on(scope, app))
+    }
+
+    /// Whether the holder may do what `scope` names with some app at least.
+    #[must_use]
+    pub fn allows_on_some(&self, scope: &str) -> bool {
+        let on_one = |held: &str| {
+            held.strip_prefix(scope)
+                .is_some_and(|app| app.starts_with(':'))
+        };
+        self.allows(scope) || self.scopes.iter().any(|held| on_one(held))
+    }
+
+    /// Who the holder is.
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        Identity {
+            subject: self.subject.clone(),
+            tenant: self.tenant.clone(),
+            kind: self.kind.clone(),
+            scopes: self.scopes.clone(),
+            expires: self.expires,
+        }
     }
 }
 
@@ -270,7 +304,7 @@ pub struct Admission {
 #[serde(deny_unknown_fields)]
 pub struct TicketRequest {
     /// For whom, as the node has verified them.
-    pub identity: super::Identity,
+    pub identity: Identity,
     /// For which app.
     pub app: AppId,
 }
@@ -429,6 +463,9 @@ pub trait Revocations: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`AuthError::Invalid`] and [`AuthError::Expired`].
     fn still(&self, verified: &Verified) -> Result<(), AuthError>;
+
+    /// Whether what a token once said was taken back, be it over or not.
+    fn is_revoked(&self, verified: &Verified) -> bool;
 
     /// How often something was revoked; only ever grows.
     fn changes(&self) -> u64;

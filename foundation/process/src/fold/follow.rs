@@ -281,8 +281,8 @@ impl<F: Fold> Follow<F> {
     fn failed(&mut self, error: ReadError) -> Result<(), FollowError<F::Error>> {
         self.events = None;
         match error {
-            // Whoever is refused for its token asks with the next one.
-            ReadError::Stopping | ReadError::Refused { .. } => {
+            // Whoever is refused for its token asks with the next one; an object store comes back.
+            ReadError::Stopping | ReadError::Stored { .. } | ReadError::Refused { .. } => {
                 let pause = pause(self.failures);
                 self.failures = self.failures.saturating_add(1);
                 self.rest_until = Some(Instant::now() + pause);

@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::nats::Nats;
-use crate::ours::Ours;
+use crate::ours::{InProcess, Ours, in_process};
 use crate::postgres::Postgres;
 use crate::redis::Redis;
 use crate::rows::{Aim, Rows, Times, Turns};
@@ -88,11 +88,14 @@ pub(crate) async fn measure(arguments: &Arguments, rows: &mut Rows) -> anyhow::R
     rows.note(&format!("{redis}"));
     rows.note(&format!("{nats}"));
     let file = disk::prepare(dir.path())?;
+    let own_dir = tempfile::tempdir()?;
+    // As the roles of `tabbify up` have it.
+    let (_log, own) = in_process(own_dir.path())?;
     let span = Duration::from_secs(arguments.seconds);
     for count in [64, 1] {
         let names = ["ours", "postgres", "redis", "jetstream"];
         let [mut a, mut b, mut c, mut d] = names.map(|_| Turn::default());
-        let mut raw = Turn::default();
+        let (mut raw, mut inside) = (Turn::default(), Turn::default());
         for _ in 0..arguments.rounds {
             rows.note(&format!(
                 "{count} writers, pressure {}",
@@ -101,6 +104,7 @@ pub(crate) async fn measure(arguments: &Arguments, rows: &mut Rows) -> anyhow::R
             turn(ours.writers(count).await?, span, &mut a).await?;
             if count == 1 {
                 raw.add(disk::turn(&file, span)?, span);
+                turn(vec![InProcess(own.clone())], span, &mut inside).await?;
             }
             turn(postgres.writers(count).await?, span, &mut b).await?;
             turn(redis.writers(count).await?, span, &mut c).await?;
@@ -132,6 +136,8 @@ pub(crate) async fn measure(arguments: &Arguments, rows: &mut Rows) -> anyhow::R
         if count == 1 {
             let disk = ("write + fdatasync", &raw.p50);
             rows.pair(&metric("p50"), "µs", &a.p50, disk, Aim::More(80.0));
+            let metric = "durable append 256 B, 1 writer in the log's process, p50";
+            rows.pair(metric, "µs", &inside.p50, disk, Aim::More(80.0));
             rows.alone("write + fdatasync alone, p99", "µs", &raw.p99, None);
         }
         for (peer, turn) in [("postgresql", &b), ("redis", &c)] {

@@ -19,8 +19,9 @@ use serde_json::value::RawValue;
 use tabbify_token::PlatformId;
 use tabbify_types::{Position, Recorded};
 
-use crate::disk::RealDisk;
+use crate::disk::Disk;
 use crate::error::OpenError;
+use crate::files::Files;
 use crate::frame::{FRAME_LEN_MAX, Frame};
 use crate::log::LogId;
 use crate::merkle::{self, Prover, TreeHash};
@@ -133,20 +134,30 @@ pub fn prove(
     since: Option<&Signed>,
     certificates: Vec<Certificate>,
 ) -> Result<Proof, ProofError> {
+    Files::new(None).prove(dir, position, signed, since, certificates)
+}
+
+pub(crate) fn prove_on(
+    disk: &Arc<dyn Disk>,
+    dir: &Path,
+    position: Position,
+    (signed, since): (&Signed, Option<&Signed>),
+    certificates: Vec<Certificate>,
+) -> Result<Proof, ProofError> {
     let upto = signed.checkpoint.position;
     if position == Position(0) || position > upto {
         return Err(ProofError::Beyond { position, upto });
     }
     let (size, root) = signed.checkpoint.root();
     let differs = || ProofError::Differs(signed.name.clone());
-    let (frame, index) = find(dir, position)?;
+    let (frame, index) = find(disk, dir, position)?;
     let mut inclusion = Prover::inclusion(index, size).ok_or_else(differs)?;
     let before = since.map(|since| since.checkpoint.frames());
     let mut consistency = match before {
         Some(before) => Some(Prover::consistency(before, size).ok_or(ProofError::NotExtended)?),
         None => None,
     };
-    let mut walk = Walk::begin(Arc::new(RealDisk), dir).map_err(ProofError::Log)?;
+    let mut walk = Walk::begin(Arc::clone(disk), dir).map_err(ProofError::Log)?;
     while let Some((frame, _)) = walk.next(upto).map_err(ProofError::Log)? {
         let leaf = TreeHash::of_frame(frame.hash);
         inclusion.push(leaf);
@@ -183,8 +194,12 @@ pub fn prove(
 }
 
 /// The bytes of the frame that holds `position`, and how many frames are before it.
-fn find(dir: &Path, position: Position) -> Result<(Vec<u8>, u64), ProofError> {
-    let mut walk = Walk::begin(Arc::new(RealDisk), dir).map_err(ProofError::Log)?;
+fn find(
+    disk: &Arc<dyn Disk>,
+    dir: &Path,
+    position: Position,
+) -> Result<(Vec<u8>, u64), ProofError> {
+    let mut walk = Walk::begin(Arc::clone(disk), dir).map_err(ProofError::Log)?;
     let mut index = 0;
     while let Some((frame, bytes)) = walk.next(position).map_err(ProofError::Log)? {
         if frame.header.last() >= position {

@@ -53,7 +53,7 @@ impl PublishError {
         match self {
             Self::Store(StoreError::Fork { .. }) => true,
             // What cannot be read now may be read later; what reads differently has changed.
-            Self::Log(error) => !matches!(error, OpenError::Io { .. }),
+            Self::Log(error) => !matches!(error, OpenError::Io { .. } | OpenError::Stored { .. }),
             Self::Store(_) | Self::Sign(_) | Self::GivenUp => false,
         }
     }

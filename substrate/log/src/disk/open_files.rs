@@ -46,6 +46,12 @@ impl OpenFiles {
         files.truncate(OPEN_FILES_MAX);
         Ok(file)
     }
+
+    /// Whoever comes from here on has the file at `path` opened again.
+    pub(crate) fn forget(&self, path: &Path) {
+        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        files.retain(|(known, _)| **known != *path);
+    }
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! after every change; faults are switches. `state` is what is kept, `crash` what may be left of it.
 
 pub(crate) mod crash;
+mod objects;
 mod state;
 
 use std::collections::BTreeMap;
@@ -13,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Disk, DiskFile, Guard, LockAttempt, SyncPoint};
+pub(crate) use objects::SimObjects;
 pub(crate) use state::State;
 use state::{Change, Content, NameChange, Node};
 
@@ -30,6 +32,8 @@ pub(crate) struct Faults {
     pub(crate) fail_write_back: Option<&'static str>,
     /// This sync says that it has done its work, and has not.
     pub(crate) skip: Option<SyncPoint>,
+    /// The object store does not answer.
+    pub(crate) objects_away: bool,
 }
 
 #[derive(Debug, Default)]

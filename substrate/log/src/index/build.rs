@@ -11,7 +11,7 @@ use tabbify_types::{Position, Rev};
 
 use super::Over;
 use super::entry::{
-    Entry, ExtentEntry, HashKey, IdEntry, KeyEntry, Locator, Place, SpanEntry, spread,
+    Entry, ExtentEntry, HashKey, IdEntry, KeyEntry, Locator, Place, SpanEntry, offset32, spread,
 };
 use super::filter::{self, FilterBuilder};
 use super::page::Kind;
@@ -73,23 +73,14 @@ impl Collect for Gathered {
             id: spread(event.id),
             place: Place { position, batch },
         });
-        let len = u32::try_from(event.bytes.len()).map_err(|error| error.to_string())?;
         self.keys.push(KeyEntry {
             hash: (self.hash)(event.segment, event.key),
             position,
             rev: event.rev,
-            at: Locator {
-                offset: offset32(offset)?,
-                len,
-                sum: Locator::sum_of(event.bytes),
-            },
+            at: Locator::of(event.bytes, offset)?,
         });
         Ok(())
     }
-}
-
-fn offset32(offset: u64) -> Result<u32, String> {
-    u32::try_from(offset).map_err(|_| "an extent of 4 GiB".to_owned())
 }
 
 impl Gathered {

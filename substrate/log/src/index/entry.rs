@@ -93,11 +93,31 @@ pub(crate) struct Locator {
 }
 
 impl Locator {
+    /// Of a record that starts at `offset` of its extent.
+    pub(crate) fn of(record: &[u8], offset: u64) -> Result<Self, String> {
+        Ok(Self {
+            offset: offset32(offset)?,
+            len: u32::try_from(record.len()).map_err(|error| error.to_string())?,
+            sum: Self::sum_of(record),
+        })
+    }
+
+    /// Goes on to be relative to what lies `by` bytes before.
+    pub(crate) fn moved(&mut self, by: u64) -> Result<(), String> {
+        self.offset = offset32(u64::from(self.offset) + by)?;
+        Ok(())
+    }
+
     /// What `sum` must be for these bytes.
     pub(crate) fn sum_of(record: &[u8]) -> [u8; 8] {
         let hash = blake3::hash(record);
         std::array::from_fn(|n| hash.as_bytes()[n])
     }
+}
+
+/// An offset in an extent, which is far smaller than what has room in 32 bits.
+pub(crate) fn offset32(offset: u64) -> Result<u32, String> {
+    u32::try_from(offset).map_err(|_| "an extent of 4 GiB".to_owned())
 }
 
 /// One event of one key.

@@ -66,24 +66,29 @@ impl Index {
         !waited.unwrap_or_else(PoisonError::into_inner).0.stopped
     }
 
+    /// Grows whenever there may be something to do; `None` when the log closes.
+    pub(crate) fn turn(&self) -> Option<u64> {
+        let work = self.work();
+        (!work.stopped).then_some(work.turn)
+    }
+
+    /// Waits until there may be something to do that was not there at `turn`, or the log closes.
+    pub(crate) fn wait_after(&self, turn: u64) {
+        let work = self.work();
+        let idle = |work: &mut Work| !work.stopped && work.turn == turn;
+        drop(self.changed.wait_while(work, idle));
+    }
+
     /// Does one duty until the log closes. What is wrong with the log itself ends it.
     pub(crate) fn keep(&self, duty: Duty) -> Result<(), OpenError> {
         let mut retry = RETRY_FIRST;
         loop {
-            let turn = {
-                let work = self.work();
-                if work.stopped {
-                    return Ok(());
-                }
-                work.turn
+            let Some(turn) = self.turn() else {
+                return Ok(());
             };
             match self.step(duty)? {
                 Step::More => retry = RETRY_FIRST,
-                Step::Idle => {
-                    let work = self.work();
-                    let idle = |work: &mut Work| !work.stopped && work.turn == turn;
-                    drop(self.changed.wait_while(work, idle));
-                }
+                Step::Idle => self.wait_after(turn),
                 Step::Refused => {
                     self.pause(retry);
                     retry = (retry * 2).min(RETRY_LAST);

@@ -51,6 +51,16 @@ impl RunError {
                 path,
                 source,
             },
+            // An object store that is away is no damage.
+            OpenError::Stored {
+                action,
+                path,
+                source,
+            } => Self::Io {
+                action,
+                path,
+                source: source.into(),
+            },
             other => Self::Log(Box::new(other)),
         }
     }
@@ -72,11 +82,7 @@ impl From<RunError> for OpenError {
                 action,
                 path,
                 source,
-            } => Self::Io {
-                action,
-                path,
-                source,
-            },
+            } => Self::io(action, &path)(source),
             RunError::Damaged { run, byte, what } => Self::damaged(&run, byte, what),
             RunError::Log(error) => *error,
         }

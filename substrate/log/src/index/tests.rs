@@ -18,6 +18,7 @@ use crate::disk::{DiskFile, LockAttempt, RealDisk, SyncPoint};
 use crate::{Log, Options};
 
 mod damage;
+mod flips;
 
 type Wrong = Box<dyn std::error::Error + Send + Sync>;
 
@@ -362,6 +363,25 @@ async fn a_start_and_a_key_read_what_they_need_however_long_the_log_is() -> Resu
     assert!(starts[1] < long / 20, "{starts:?} of {lengths:?}");
     // Pages of the trees, and ten records, not the frames that they are in.
     assert!(keys[1] < 60 * PAGE_LEN as u64, "{keys:?} of {lengths:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_event_that_no_run_covers_is_read_without_its_neighbors() -> Result<(), Wrong> {
+    let (dir, disk) = (tempfile::tempdir()?, Counting::default());
+    let open = || Log::open(dir.path(), options(&disk, 1 << 22));
+    let log = open()?;
+    fill(&log, 2_000, 500).await?;
+    log.close().await;
+    let log = open()?;
+    assert_eq!(files(dir.path(), "run")?.len(), 0);
+    disk.take();
+    let client = log.client(everything());
+    // What has just been written is in memory; these are four of its frames of 200.
+    let found = positions(&*client, &of_key(SEGMENTS[0], "k7")?, Position(0), 10).await?;
+    assert_eq!(found, [7, 507, 1007, 1507]);
+    let read = disk.take();
+    assert!((1..4096).contains(&read), "{read} bytes for four records");
     Ok(())
 }
 

@@ -4,9 +4,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tabbify_api::log::{Filter, ReadError};
+use tabbify_api::log::ReadError;
 use tabbify_process::chain;
-use tabbify_types::{Position, Recorded, SegmentGlob};
+use tabbify_types::{Position, Recorded};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_postgres::types::Type;
@@ -93,11 +93,12 @@ pub(super) struct Reading {
 }
 
 impl Reading {
-    pub(super) fn new(filter: Filter, readable: Vec<SegmentGlob>) -> Self {
+    pub(super) fn new(wanted: Wanted) -> Self {
+        let filter = wanted.filter();
         Self {
             key: filter.key.as_ref().map(|key| key.as_bytes().to_vec()),
             kinds: filter.kinds.clone(),
-            wanted: Wanted::new(filter, readable),
+            wanted,
         }
     }
 

@@ -16,7 +16,9 @@ use uuid::Uuid;
 
 use super::Wrong;
 use super::model::Answer;
-use crate::disk::sim::SimDisk;
+use crate::cold::{self, Cold, ColdStore, Done};
+use crate::disk::Tiered;
+use crate::disk::sim::{SimDisk, SimObjects};
 use crate::error::OpenError;
 use crate::log::{Log, Shared};
 use crate::options::Options;
@@ -36,7 +38,27 @@ pub(crate) fn options(disk: &SimDisk, extent_len: u64) -> Options {
     options.disk = Arc::new(disk.clone());
     options.spare_ahead = false;
     options.new_log_id = || *b"a log of a proof";
+    // Whatever may go into the store goes there alone, when it is told to.
+    options.cold = Some(Cold::new(store(disk), 0));
     options
+}
+
+/// The object store of a disk.
+pub(crate) fn store(disk: &SimDisk) -> ColdStore {
+    ColdStore::of(Arc::new(SimObjects(disk.clone())))
+}
+
+/// The disk as the log sees it, with what is stored.
+pub(crate) fn tiered(disk: &SimDisk) -> Tiered {
+    Tiered::new(Arc::new(disk.clone()), Some(&store(disk)))
+}
+
+/// Closed extents become runs from so many bytes on: any, or none of a proof's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Seal {
+    Always,
+    #[default]
+    Never,
 }
 
 /// Everybody may do everything.
@@ -75,7 +97,20 @@ pub(crate) struct Engine {
 
 impl Engine {
     pub(crate) fn open(disk: &SimDisk, extent_len: u64) -> Result<Self, OpenError> {
-        let opened = Log::open_in_steps(Path::new(DIR), options(disk, extent_len))?;
+        Self::open_sealing(disk, extent_len, Seal::Never)
+    }
+
+    /// With an index in files.
+    pub(crate) fn open_sealing(
+        disk: &SimDisk,
+        extent_len: u64,
+        seal: Seal,
+    ) -> Result<Self, OpenError> {
+        let mut options = options(disk, extent_len);
+        if seal == Seal::Always {
+            options.seal_len = 0;
+        }
+        let opened = Log::open_in_steps(Path::new(DIR), options)?;
         let (log, shared, writer) = opened;
         Ok(Self {
             client: log.client(scope()),
@@ -109,6 +144,10 @@ impl Engine {
 
     /// One commit.
     pub(crate) fn step(&mut self) -> Step {
+        // Threads would go on with the index meanwhile.
+        if self.shared.index.keep_now().is_err() {
+            self.writer = None;
+        }
         let Some(writer) = &mut self.writer else {
             return Step::Failed;
         };
@@ -117,6 +156,11 @@ impl Engine {
             self.writer = None;
         }
         step
+    }
+
+    /// One closed extent is stored or removed, as the thread for that does it.
+    pub(crate) fn cool(&self) -> Result<Done, OpenError> {
+        cold::step(&self.shared)
     }
 
     /// Appends one batch and waits for its answer.

@@ -13,12 +13,11 @@ use std::path::Path;
 use tabbify_api::log::{Append, Expect};
 use tabbify_types::{Position, Rev};
 
-use super::Wrong;
-use super::engine::{DIR, Engine, SEGMENTS};
+use super::engine::{DIR, Engine, SEGMENTS, Seal, tiered};
 use super::model::{Model, agree};
-use super::workload::{Act, EXTENT_LEN, Moment, Run, batch, batch_at};
+use super::workload::{Act, EXTENT_LEN, Moment, Run, Setup, batch, batch_at};
+use super::{Wrong, long};
 use crate::Log;
-use crate::disk::SyncPoint;
 use crate::disk::sim::SimDisk;
 use crate::disk::sim::crash::{Detail, Image};
 
@@ -30,26 +29,31 @@ const FRESH_ID: u128 = 1 << 100;
 /// Checks images, each once.
 #[derive(Debug, Default)]
 pub(crate) struct Enumeration {
-    /// On every disk this sync does nothing.
-    skip: Option<SyncPoint>,
+    setup: Setup,
+    /// Of so many moments one is looked at closely.
+    every: usize,
     known: HashSet<([u8; 32], Position, Position, usize)>,
     moments: usize,
     recoveries: usize,
 }
 
 impl Enumeration {
-    /// On disks on which this sync does nothing.
-    pub(crate) fn skipping(point: SyncPoint) -> Self {
+    pub(crate) fn of(setup: Setup) -> Self {
         Self {
-            skip: Some(point),
+            setup,
+            every: 1,
             ..Self::default()
         }
     }
 
     /// A workload, with everything that may befall it; the error is the first thing that is wrong.
     pub(crate) async fn workload(&mut self, acts: &[Act]) -> Result<(), Wrong> {
-        let run = Run::from(&Moment::default(), self.skip);
-        for moment in run.all(acts).await? {
+        let run = Run::from(&Moment::default(), self.setup);
+        for (n, moment) in run.all(acts).await?.into_iter().enumerate() {
+            if !n.is_multiple_of(self.every) {
+                self.moment(&moment, Detail::Coarse, 0).await?;
+                continue;
+            }
             self.moment(&moment, Detail::Fine, 0).await?;
             self.moment(&moment, Detail::Coarse, DEPTH).await?;
             // Another process takes over; the machine has not forgotten anything.
@@ -60,7 +64,7 @@ impl Enumeration {
                 Act::Submit(batch(FRESH_ID, &[10])),
                 Act::Commit,
             ]);
-            for later in Run::from(&moment, self.skip).all(&acts).await? {
+            for later in Run::from(&moment, self.setup).all(&acts).await? {
                 self.moment(&later, Detail::Coarse, 0).await?;
             }
         }
@@ -91,28 +95,28 @@ impl Enumeration {
     /// Recovers from an image and asks everything; answers the moments of that recovery.
     async fn recover(&mut self, image: &Image, moment: &Moment) -> Result<Vec<Moment>, Wrong> {
         self.recoveries += 1;
-        let disk = SimDisk::of(image.state()).skipping(self.skip);
+        let disk = SimDisk::of(image.state()).skipping(self.setup.skip);
         let start = Moment {
             state: disk.state(),
             ..moment.clone()
         };
-        let moments = Run::from(&start, self.skip).all(&[]).await?;
+        let moments = Run::from(&start, self.setup).all(&[]).await?;
         let last = moments.last().ok_or("a recovery")?;
         let (head, model) = (last.acked, &last.issued);
         if !moment.issued.ends_at(head) {
             return Err(format!("{head} is within a batch").into());
         }
-        let disk = SimDisk::of(last.state.clone()).skipping(self.skip);
-        let verified = Log::verify_on(&disk, Path::new(DIR))?;
+        let disk = SimDisk::of(last.state.clone()).skipping(self.setup.skip);
+        let verified = Log::verify_on(&tiered(&disk), Path::new(DIR))?;
         if (verified.head, &verified.torn) != (head, &None) {
             return Err(format!("verified {verified:?}, recovered {head}").into());
         }
-        let engine = Engine::open(&disk, EXTENT_LEN)?;
+        let engine = Engine::open_sealing(&disk, EXTENT_LEN, self.setup.seal)?;
         if disk.state().ending_in(".extent") != last.state.ending_in(".extent") {
             return Err("a second recovery has changed an extent".into());
         }
         answers_as(engine, model.as_ref().clone(), &moment.batches).await?;
-        let after = Log::verify_on(&disk, Path::new(DIR))?;
+        let after = Log::verify_on(&tiered(&disk), Path::new(DIR))?;
         if after.head < head {
             return Err(format!("{head} is gone after appending to it").into());
         }
@@ -234,8 +238,55 @@ pub(crate) fn killed() -> Vec<Act> {
     ]
 }
 
+/// Extents that become runs, and runs that become one; some of it done by a second process.
+fn sealed() -> Vec<Act> {
+    let mut acts = Vec::new();
+    for n in 1..=3 {
+        acts.extend([submit(n * 10, &[3000]), Act::Commit]);
+    }
+    acts.push(Act::Reopen);
+    for n in 4..=5 {
+        acts.extend([submit(n * 10, &[2900, 10]), Act::Commit]);
+    }
+    // Its answer is in a run.
+    acts.extend([submit(10, &[3000]), Act::Commit]);
+    acts
+}
+
+/// Extents that are stored and removed from the disk, by processes that are killed within it; and
+/// batches whose first answers are only in the store.
+pub(crate) fn stored() -> Vec<Act> {
+    vec![
+        submit(10, &[3000]),
+        Act::Commit,
+        submit(20, &[3000]),
+        Act::Commit,
+        // Put, and of the record only its draft.
+        Act::KillCooling(3),
+        Act::Cool,
+        submit(30, &[3000]),
+        Act::Commit,
+        // Put and recorded; the name of the record is not synced.
+        Act::KillCooling(5),
+        Act::Cool,
+        submit(10, &[3000]),
+        submit(20, &[2999]),
+        Act::Commit,
+        Act::Reopen,
+        submit(20, &[3000]),
+        Act::Commit,
+    ]
+}
+
 async fn check(acts: Vec<Act>) {
-    let mut enumeration = Enumeration::default();
+    check_with(Setup::default(), 1, acts).await;
+}
+
+async fn check_with(setup: Setup, every: usize, acts: Vec<Act>) {
+    let mut enumeration = Enumeration {
+        every: if long() { 1 } else { every },
+        ..Enumeration::of(setup)
+    };
     enumeration.workload(&acts).await.unwrap();
     println!(
         "{} moments, {} recoveries",
@@ -267,4 +318,24 @@ async fn power_is_lost_at_every_moment_around_a_torn_tail() {
 #[tokio::test]
 async fn power_is_lost_at_every_moment_around_a_killed_process() {
     check(killed()).await;
+}
+
+/// Files of the index are long, and torn at every 512 bytes: only the long version looks at each moment
+/// as closely as it does without an index. Primes, so that no kind of moment is left out.
+const INDEX_EVERY: usize = 23;
+const STORED_EVERY: usize = 7;
+
+const SEALING: Setup = Setup {
+    skip: None,
+    seal: Seal::Always,
+};
+
+#[tokio::test]
+async fn power_is_lost_at_every_moment_of_the_index() {
+    check_with(SEALING, INDEX_EVERY, sealed()).await;
+}
+
+#[tokio::test]
+async fn power_is_lost_at_every_moment_of_storing() {
+    check_with(SEALING, STORED_EVERY, stored()).await;
 }

@@ -6,8 +6,9 @@ use tabbify_api::log::{Append, Expect};
 use tabbify_types::{Position, Rev};
 
 use super::Wrong;
-use super::engine::{Engine, SEGMENTS, Waiting, event};
+use super::engine::{Engine, SEGMENTS, Seal, Waiting, event};
 use super::model::{Answer, Model, agree};
+use crate::cold::Done;
 use crate::disk::SyncPoint;
 use crate::disk::sim::{SimDisk, State};
 use crate::writer::Step;
@@ -30,6 +31,20 @@ pub(crate) enum Act {
     /// The power goes within the next commit, of whose frame so many bytes reach the disk, and the log
     /// is opened again.
     Tear(usize),
+    /// Closed extents are stored, and removed from the disk, until none is left to.
+    Cool,
+    /// The process is killed in that after so many changes of disk and store, the machine lives on, and
+    /// the log is opened again.
+    KillCooling(u64),
+}
+
+/// How the log of a run is.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Setup {
+    /// On every disk this sync does nothing.
+    pub(crate) skip: Option<SyncPoint>,
+    /// Whether closed extents become runs.
+    pub(crate) seal: Seal,
 }
 
 /// A moment at which the power may go. The default is a new disk.
@@ -67,7 +82,7 @@ pub(crate) fn batch_at(first_id: u128, lens: &[usize], rev: u64) -> Append {
 /// A log being worked on, with its disk recorded.
 pub(crate) struct Run {
     disk: SimDisk,
-    skip: Option<SyncPoint>,
+    setup: Setup,
     engine: Option<Engine>,
     /// What is in the queue, with the answers that the model gives.
     waiting: Vec<(Waiting, Answer)>,
@@ -77,13 +92,13 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    /// Starts at some moment, on a disk that skips a sync if told so.
-    pub(crate) fn from(moment: &Moment, skip: Option<SyncPoint>) -> Self {
-        let disk = SimDisk::of(moment.state.clone()).skipping(skip);
+    /// Starts at some moment.
+    pub(crate) fn from(moment: &Moment, setup: Setup) -> Self {
+        let disk = SimDisk::of(moment.state.clone()).skipping(setup.skip);
         disk.record();
         Self {
             disk,
-            skip,
+            setup,
             engine: None,
             waiting: Vec::new(),
             now: moment.clone(),
@@ -122,12 +137,32 @@ impl Run {
                 // The frame is written, and its sync fails.
                 self.interrupt(1)?;
                 let left = self.disk.state().torn(*len);
-                self.disk = SimDisk::of(left.state()).skipping(self.skip);
+                self.disk = SimDisk::of(left.state()).skipping(self.setup.skip);
                 self.disk.record();
+                self.open().await?;
+            }
+            Act::Cool => while self.cool()? == Done::More {},
+            Act::KillCooling(changes) => {
+                self.disk.faults(|faults| faults.power = Some(*changes));
+                // Until the process is gone.
+                while self.engine()?.cool().is_ok_and(|done| done == Done::More) {}
+                self.keep_recorded();
+                self.leave();
+                self.disk.faults(|faults| faults.power = None);
                 self.open().await?;
             }
         }
         Ok(())
+    }
+
+    /// One closed extent is stored or removed. What was promised stays promised.
+    fn cool(&mut self) -> Result<Done, Wrong> {
+        let done = self.engine()?.cool()?;
+        self.keep_recorded();
+        match done {
+            Done::Refused => Err("the store refuses, and nobody broke it".into()),
+            done => Ok(done),
+        }
     }
 
     fn engine(&mut self) -> Result<&mut Engine, Wrong> {
@@ -154,7 +189,7 @@ impl Run {
 
     /// Opens the log. What it shows then must stay.
     async fn open(&mut self) -> Result<(), Wrong> {
-        let opened = Engine::open(&self.disk, EXTENT_LEN);
+        let opened = Engine::open_sealing(&self.disk, EXTENT_LEN, self.setup.seal);
         self.keep_recorded();
         let engine = opened?;
         let found = engine.read_all().await?;

@@ -6,6 +6,8 @@ use tabbify_api::log::ReadError;
 use tabbify_types::Position;
 
 use super::{damaged, lost};
+use crate::cold::ColdError;
+use crate::error::OpenError;
 use crate::fields::size;
 use crate::frame::{FRAME_HEADER_LEN, Frame, FrameHeader};
 use crate::index::Located;
@@ -75,7 +77,10 @@ impl<'a> Frames<'a> {
         self.piece.resize(len, 0);
         let opened = self.shared.files.get(&at.extent);
         let read = opened.and_then(|file| file.read_exact_at(&mut self.piece, at.offset));
-        read.map_err(|error| wrong(&format!("cannot be read: {error}")))
+        read.map_err(|error| match ColdError::within(&error) {
+            Some(_) => lost(&OpenError::io("read", &at.extent)(error)),
+            None => wrong(&format!("cannot be read: {error}")),
+        })
     }
 
     /// Gives the events of the piece, from position `due` up to `upto`, until `take` breaks off. A frame

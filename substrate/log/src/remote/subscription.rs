@@ -13,7 +13,7 @@ use tabbify_api::BoxFuture;
 use tabbify_api::log::{Delivery, Filter, ReadError, SUBSCRIBE_PATH, Subscribe};
 use tabbify_types::Position;
 
-use super::connection::{Answer, Used};
+use super::connection::{Answer, Connection};
 use super::{Failed, Shared, broken, read_error, succeeded};
 use crate::wire::frames::{Frame, Frames, NotFrames, kind};
 use crate::wire::query::Query;
@@ -48,7 +48,7 @@ struct Open {
     body: Incoming,
     frames: Frames,
     /// Keeps the connection for as long as the body is read.
-    _connection: Used,
+    _connection: Connection,
 }
 
 impl Subscription {
@@ -93,7 +93,7 @@ impl Subscription {
         let opened = opening.await;
         self.opening = None;
         match opened {
-            Ok(answer) if answer.is_success() => {
+            Ok(answer) if answer.status().is_success() => {
                 let (_, body, connection) = answer.into_parts();
                 self.open = Some(Open {
                     body,

@@ -1,13 +1,15 @@
 //! One place that may hold frames: a directory with extents, of which any part may be missing or
 //! damaged. Read forward once.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use tabbify_process::chain;
 use tabbify_types::Position;
 
-use crate::disk::RealDisk;
+use crate::disk::Disk;
+use crate::error::OpenError;
 use crate::extent::{self, EXTENT_HEADER_LEN, ExtentHeader};
 use crate::fields::size;
 use crate::frame::{FRAME_HEADER_LEN, Frame, FrameHash, FrameHeader, SECTOR};
@@ -29,6 +31,7 @@ pub(super) struct Found {
 /// A copy, and how far it has been read.
 #[derive(Debug)]
 pub(super) struct Copy {
+    disk: Arc<dyn Disk>,
     pub(super) dir: PathBuf,
     extents: Vec<(Position, PathBuf)>,
     /// Which extent, and where in it.
@@ -36,25 +39,39 @@ pub(super) struct Copy {
     window: Option<(Window, u64)>,
     events: u64,
     unreadable: Option<String>,
+    /// An object store that does not answer: what it has may be just what is needed.
+    away: Option<OpenError>,
 }
 
 impl Copy {
-    pub(super) fn open(dir: &Path) -> io::Result<Self> {
+    pub(super) fn open(disk: &Arc<dyn Disk>, dir: &Path) -> io::Result<Self> {
         let mut extents = Vec::new();
-        for entry in fs::read_dir(dir)? {
-            let path = entry?.path();
+        for path in disk.list(dir)? {
             // What has another name is not looked at: it is a copy of something, not the log.
             extents.extend(extent::named(&path).map(|first| (first, path)));
         }
         extents.sort();
         Ok(Self {
+            disk: Arc::clone(disk),
             dir: dir.to_owned(),
             extents,
             at: 0,
             window: None,
             events: 0,
             unreadable: None,
+            away: None,
         })
+    }
+
+    /// The same, with another name for people.
+    pub(super) fn shown_as(mut self, place: &str) -> Self {
+        self.dir = place.into();
+        self
+    }
+
+    /// That a part of it could not be looked at, but may be there.
+    pub(super) const fn away(&mut self) -> Option<OpenError> {
+        self.away.take()
     }
 
     pub(super) fn into_taken(self) -> Taken {
@@ -68,7 +85,7 @@ impl Copy {
     /// The log that it is a copy of, if one of its extents says so.
     pub(super) fn log_id(&mut self) -> Option<LogId> {
         self.extents.iter().find_map(|(_, path)| {
-            let mut window = Window::open(&RealDisk, path).ok()?;
+            let mut window = Window::open(&*self.disk, path).ok()?;
             let header = window.at(0, EXTENT_HEADER_LEN).ok()?;
             Some(LogId(ExtentHeader::decode(header).ok()?.log_id))
         })
@@ -90,13 +107,14 @@ impl Copy {
             let opened = match self.window.take() {
                 Some(opened) => Ok(opened),
                 None => {
-                    Window::open(&RealDisk, &path).map(|window| (window, EXTENT_HEADER_LEN as u64))
+                    let window = Window::open(&*self.disk, &path);
+                    window.map(|window| (window, EXTENT_HEADER_LEN as u64))
                 }
             };
             let (mut window, mut offset) = match opened {
                 Ok(opened) => opened,
                 Err(error) => {
-                    self.leave(Some(error.to_string()));
+                    self.leave(Some(error));
                     continue;
                 }
             };
@@ -109,10 +127,7 @@ impl Copy {
                     continue;
                 }
                 Err(error) => {
-                    self.leave(Some(format!(
-                        "{} at byte {offset}: {error}",
-                        path.display()
-                    )));
+                    self.leave(Some(OpenError::io("read", &path)(error)));
                     continue;
                 }
             };
@@ -126,11 +141,17 @@ impl Copy {
     }
 
     /// Goes on in the next extent.
-    fn leave(&mut self, why: Option<String>) {
+    fn leave(&mut self, why: Option<OpenError>) {
         self.at += 1;
         self.window = None;
         // The first is the one to tell; whoever mends it will see the next.
-        self.unreadable = self.unreadable.take().or(why);
+        let text = why.as_ref().map(|why| chain(why).to_string());
+        self.unreadable = self.unreadable.take().or(text);
+        if let Some(OpenError::Stored { source, .. }) = &why
+            && source.passes()
+        {
+            self.away = self.away.take().or(why);
+        }
     }
 }
 

@@ -152,9 +152,9 @@ fn session(
         let detail = format!("this path is for an upgrade to {SESSION_PROTOCOL}");
         return Err(bad_request(&detail));
     }
-    let place = shared.connections.clone().try_acquire_owned();
+    let place = shared.server.place();
     let place =
-        place.map_err(|_| problem::plain(ErrorCode::Unavailable, "too many connections"))?;
+        place.ok_or_else(|| problem::plain(ErrorCode::Unavailable, "too many connections"))?;
     let session = Session {
         watch: watch(shared, &scope, &request)?,
         log: shared.engine.client(scope),

@@ -17,6 +17,7 @@ use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use tabbify_api::log::{AppendError, Appended, EventLog};
 use tabbify_api::{BoxFuture, ErrorCode, Problem};
+use tabbify_http::Place;
 use tabbify_process::chain;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -41,7 +42,7 @@ pub(super) struct Session {
     pub(super) bodies: Arc<Semaphore>,
     pub(super) closing: CancellationToken,
     /// Its place among the connections.
-    pub(super) place: OwnedSemaphorePermit,
+    pub(super) place: Place,
 }
 
 type Answered = (u32, Result<Appended, AppendError>);

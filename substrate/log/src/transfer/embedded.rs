@@ -9,9 +9,10 @@ use std::sync::atomic::AtomicBool;
 use tabbify_types::{Digest, Position};
 
 use super::{Content, Export, ExportFile, Import, TransferError};
-use crate::disk::{DiskFile, Guard, RealDisk, SyncPoint};
+use crate::disk::{Disk, DiskFile, Guard, RealDisk, SyncPoint};
 use crate::error::OpenError;
 use crate::extent::{self, EXTENT_HEADER_LEN, ExtentHeader, Spare};
+use crate::files::Files;
 use crate::frame::{Frame, FrameHash};
 use crate::log::{Log, LogId};
 use crate::options::Options;
@@ -25,7 +26,11 @@ use crate::spare::next_len;
 /// # Errors
 /// [`OpenError`], as of [`Log::verify`].
 pub fn content(dir: &Path) -> Result<Content, OpenError> {
-    let source = Source::open(dir)?;
+    Files::new(None).content(dir)
+}
+
+pub(crate) fn content_on(disk: &Arc<dyn Disk>, dir: &Path) -> Result<Content, OpenError> {
+    let source = Source::open(disk, dir)?;
     let mut digest = blake3::Hasher::new();
     let walked = source.walk(|records| {
         digest.update(records);
@@ -44,7 +49,15 @@ pub fn content(dir: &Path) -> Result<Content, OpenError> {
 /// # Errors
 /// [`TransferError`]; there is no file then.
 pub fn export_log(dir: &Path, to: &Path) -> Result<Content, TransferError> {
-    let source = Source::open(dir).map_err(TransferError::Log)?;
+    Files::new(None).export(dir, to)
+}
+
+pub(crate) fn export_on(
+    disk: &Arc<dyn Disk>,
+    dir: &Path,
+    to: &Path,
+) -> Result<Content, TransferError> {
+    let source = Source::open(disk, dir).map_err(TransferError::Log)?;
     let file = ExportFile::create(to)?;
     let write = |source| TransferError::io("write", to)(source);
     let mut export = Export::start(file, LogId(source.found.log_id)).map_err(write)?;
@@ -83,22 +96,24 @@ pub fn import_log(from: &Path, dir: &Path, options: &Options) -> Result<Content,
 
 /// A log that is verified and held, so that nobody changes it meanwhile.
 struct Source {
+    disk: Arc<dyn Disk>,
     dir: PathBuf,
     found: Scanned,
     _lock: Box<dyn Guard>,
 }
 
 impl Source {
-    fn open(dir: &Path) -> Result<Self, OpenError> {
+    fn open(disk: &Arc<dyn Disk>, dir: &Path) -> Result<Self, OpenError> {
         let missing = || OpenError::Missing {
             dir: dir.to_owned(),
         };
-        if !dir.is_dir() || extent::list(&RealDisk, dir)?.is_empty() {
+        if !dir.is_dir() || extent::list(&**disk, dir)?.is_empty() {
             return Err(missing());
         }
-        let lock = extent::lock(&RealDisk, dir)?;
-        let found = scan::scan(&RealDisk, dir, Depth::Events)?.ok_or_else(missing)?;
+        let lock = extent::lock(&**disk, dir)?;
+        let found = scan::scan(&**disk, dir, Depth::Events)?.ok_or_else(missing)?;
         Ok(Self {
+            disk: Arc::clone(disk),
             dir: dir.to_owned(),
             found,
             _lock: lock,
@@ -111,7 +126,7 @@ impl Source {
             take,
             failed: Ok(()),
         };
-        let walked = scan::scan_into(&RealDisk, &self.dir, Depth::Bytes, &mut records);
+        let walked = scan::scan_into(&*self.disk, &self.dir, Depth::Bytes, &mut records);
         match records.failed {
             Err(error) => Ok(Err(error)),
             Ok(()) => walked.map(|_| Ok(())),

@@ -168,6 +168,7 @@ pub(crate) fn of_read(error: &ReadError) -> Box<Problem> {
         }
         ReadError::Refused { code, detail } => plain(*code, detail),
         ReadError::Damaged { detail } => plain(ErrorCode::LogDamaged, detail),
+        ReadError::Stored { detail } => plain(ErrorCode::LogStored, detail),
         ReadError::Stopping => plain(ErrorCode::Unavailable, &error.to_string()),
     }
 }
@@ -177,6 +178,9 @@ pub(crate) fn to_read(problem: Problem) -> ReadError {
         (_, Some(LogProblem::BeyondHead { after, head })) => ReadError::BeyondHead { after, head },
         (_, Some(LogProblem::MayNotRead { actor, glob })) => ReadError::Forbidden { actor, glob },
         (ErrorCode::LogDamaged, _) => ReadError::Damaged {
+            detail: problem.detail,
+        },
+        (ErrorCode::LogStored, _) => ReadError::Stored {
             detail: problem.detail,
         },
         (code, _) if is_final(code) => ReadError::Refused {
@@ -384,6 +388,12 @@ mod tests {
                     detail: "at byte 512".to_owned(),
                 },
                 500,
+            ),
+            (
+                ReadError::Stored {
+                    detail: "the store is away".to_owned(),
+                },
+                503,
             ),
             (ReadError::Stopping, 503),
         ] {

@@ -13,6 +13,7 @@ mod subscriptions;
 
 mod bad_input;
 mod checkpoints;
+mod cold;
 mod crash;
 mod disks;
 mod durability;

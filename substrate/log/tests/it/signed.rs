@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tabbify_api::log::{Append, EventLog};
 use tabbify_log::{
-    Anchor, CheckpointStore, Log, LogKey, OpenError, Publisher, Signed, StoreError, Trust,
+    Anchor, CheckpointStore, Log, LogKey, OpenError, Options, Publisher, Signed, StoreError, Trust,
 };
 use tabbify_process::Tasks;
 use tabbify_token::SecretKey;
@@ -64,8 +64,13 @@ impl Platform {
 
     /// Opens the log as a platform does: held against its newest checkpoint.
     pub(crate) async fn open(&self, extent_len: u64) -> Result<Open, Wrong> {
-        let (trust, newest) = (self.trust().await?, self.newest().await?);
         let options = options().extent_lens(extent_len, extent_len);
+        self.open_with(options).await
+    }
+
+    /// The same, with options of the caller's.
+    pub(crate) async fn open_with(&self, options: Options) -> Result<Open, Wrong> {
+        let (trust, newest) = (self.trust().await?, self.newest().await?);
         let log = Log::open(&self.log(), options.checkpoint(newest.clone()))?;
         let tasks = Tasks::new();
         let (store, key) = (self.store.clone(), self.key.clone());

@@ -8,9 +8,12 @@ use tabbify_types::event::v1::{
 };
 use tabbify_types::{AppUla, ByteSize, Digest, InstanceUla, MeshKey, Recorded, Tenant, Timestamp};
 
+use tabbify_api::fold::Fold as _;
+
 use super::super::*;
 use crate::Config;
 use crate::join::join;
+use crate::state::News;
 
 pub(super) type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
 
@@ -66,7 +69,7 @@ impl World {
                 trace: None,
                 data: new.data,
             };
-            if let Some(rejected) = self.state.apply(&recorded)? {
+            if let Some(News::Rejected(rejected)) = self.state.apply(&recorded)? {
                 self.say(&format!("  refused: {}", rejected.why));
             }
             self.log.push(recorded);

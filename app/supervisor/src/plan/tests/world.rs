@@ -5,10 +5,11 @@
 use proptest::collection::vec;
 use proptest::prelude::{Strategy, any, prop_oneof, proptest};
 use proptest::sample::Index;
+use tabbify_process::fold::Fold as _;
 use tabbify_types::Recorded;
 
 use super::*;
-use crate::state::tests::recorded;
+use crate::state::tests::{home, host};
 
 /// What is true of one instance, whether the supervisor knows it or not.
 #[derive(Debug, Clone, Default)]
@@ -61,20 +62,15 @@ struct World {
 
 impl World {
     fn append(&mut self, event: &Event) {
-        let ordered = matches!(event, Event::AppPlaced(_) | Event::AppStopRequested(_));
-        let segment = if ordered {
-            tabbify_types::Segment::host(&host())
-        } else {
-            tabbify_types::Segment::host_reports(&host())
-        };
-        let event = recorded(&self.script.desired, &segment, self.script.now, event);
-        self.script.desired.fold(&event).unwrap();
+        let story = &mut self.script.story;
+        let event = story.next(&home(event), self.script.now, event);
+        story.desired.apply(&event).unwrap();
         self.log.push(event);
     }
 
     fn report(&mut self, of: InstanceRef, report: &Report) {
         let segment = tabbify_types::Segment::host_reports(&host());
-        let placed = &self.script.desired.placed()[&of];
+        let placed = &self.script.story.desired.placed()[&of];
         let new = report.event(&segment, placed, "").unwrap();
         let decoded = Event::decode(&new.kind, new.version, new.data.get());
         // The same id again is the same report: the log takes it once.
@@ -98,9 +94,12 @@ impl World {
     fn crash(&mut self) {
         let mut desired = Desired::new(host());
         for event in &self.log {
-            desired.fold(event).unwrap();
+            desired.apply(event).unwrap();
         }
-        assert_eq!(desired, self.script.desired, "replay gives another state");
+        assert_eq!(
+            desired, self.script.story.desired,
+            "replay gives another state"
+        );
         self.script.observed.clear();
         for of in self.truth.keys() {
             if let Some(life) = self.look(*of) {
@@ -185,7 +184,7 @@ impl World {
     fn exec(&mut self, of: InstanceRef) {
         let truth = self.truth.get_mut(&of).unwrap();
         assert!(truth.process.is_none() && !truth.born, "{of:?} runs twice");
-        let said = self.script.desired.placed()[&of].said;
+        let said = self.script.story.desired.placed()[&of].said;
         assert!(said.starting && !said.started, "spawned without intent");
         truth.process = Some(Process::Starting);
         truth.processes_ever += 1;
@@ -224,8 +223,11 @@ impl World {
     /// Whether there was anything to do.
     fn turn(&mut self, mut sub_steps: usize) -> bool {
         self.hear();
-        let Plan { actions, wake_in } =
-            plan(&self.script.desired, &self.script.observed, self.script.now);
+        let Plan { actions, wake_in } = plan(
+            &self.script.story.desired,
+            &self.script.observed,
+            self.script.now,
+        );
         for action in &actions {
             if sub_steps == 0 {
                 // The process ended here: what follows is a crash, even if it was not drawn.
@@ -279,7 +281,7 @@ impl World {
 
     fn check_rest(&self) {
         for (of, truth) in &self.truth {
-            let placed = self.script.desired.placed().get(of);
+            let placed = self.script.story.desired.placed().get(of);
             match truth.process {
                 Some(process) => {
                     let placed = placed.expect("who runs is placed");

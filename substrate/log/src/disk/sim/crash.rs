@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::state::{Change, Content, Names, Node, State};
+use super::state::{Change, Content, Names, Node, State, Stored};
 use crate::proof::random::Random;
 
 /// A disk writes this much or nothing.
@@ -31,12 +31,16 @@ fn is_extent(path: &Path) -> bool {
         .is_some_and(|extension| extension == "extent")
 }
 
-/// A disk as it is found after a loss of power: files with their content, and directories.
+/// A disk as it is found after a loss of power: files with their content, and directories; and the
+/// object store, which has lost nothing.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Image(BTreeMap<PathBuf, Option<Arc<Vec<u8>>>>);
+pub(crate) struct Image {
+    names: BTreeMap<PathBuf, Option<Arc<Vec<u8>>>>,
+    objects: Stored,
+}
 
 impl Image {
-    fn new(names: &Names, content: impl Fn(usize) -> Arc<Vec<u8>>) -> Self {
+    fn new(objects: &Stored, names: &Names, content: impl Fn(usize) -> Arc<Vec<u8>>) -> Self {
         let mut image = BTreeMap::new();
         for (path, node) in names {
             // A name in a directory that is not there is nowhere.
@@ -52,13 +56,19 @@ impl Image {
                 image.insert(path.clone(), content);
             }
         }
-        Self(image)
+        Self {
+            names: image,
+            objects: Arc::clone(objects),
+        }
     }
 
     /// The state of a disk that is found like this.
     pub(crate) fn state(&self) -> State {
-        let mut state = State::default();
-        for (path, content) in &self.0 {
+        let mut state = State {
+            objects: Arc::clone(&self.objects),
+            ..State::default()
+        };
+        for (path, content) in &self.names {
             let node = match content {
                 None => Node::Dir,
                 Some(bytes) => {
@@ -79,7 +89,12 @@ impl Image {
     /// Tells images apart.
     pub(crate) fn hash(&self) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new();
-        for (path, content) in &self.0 {
+        for (name, object) in self.objects.iter() {
+            // A name has the hash of its object.
+            hasher.update(name.as_bytes());
+            hasher.update(&(object.len() as u64).to_le_bytes());
+        }
+        for (path, content) in &self.names {
             let name = path.as_os_str().as_encoded_bytes();
             hasher.update(&(name.len() as u64).to_le_bytes());
             hasher.update(name);
@@ -92,7 +107,7 @@ impl Image {
 
     /// The names of its files, for a report.
     pub(crate) fn files(&self) -> Vec<(&Path, usize)> {
-        self.0
+        self.names
             .iter()
             .filter_map(|(path, bytes)| Some((path.as_path(), bytes.as_ref()?.len())))
             .collect()
@@ -102,12 +117,14 @@ impl Image {
 impl State {
     /// What programs see, with every change on disk: a machine that goes on, or was lucky.
     pub(crate) fn image(&self) -> Image {
-        Image::new(&self.seen, |file| Arc::clone(&self.files[file].seen))
+        Image::new(&self.objects, &self.seen, |file| {
+            Arc::clone(&self.files[file].seen)
+        })
     }
 
     /// What is left when of every change that was not synced only the first `len` bytes are.
     pub(crate) fn torn(&self, len: usize) -> Image {
-        Image::new(&self.durable, |file| {
+        Image::new(&self.objects, &self.durable, |file| {
             let file = &self.files[file];
             let mut bytes = file.durable.as_ref().clone();
             for change in &file.dirty {
@@ -135,10 +152,12 @@ impl State {
                 Vec::new()
             };
             for others in [Content::lucky, Content::unlucky] {
-                add(Image::new(&names, |file| others(&self.files[file])));
+                add(Image::new(&self.objects, &names, |file| {
+                    others(&self.files[file])
+                }));
                 for one in &varied {
                     for content in &contents[*one] {
-                        add(Image::new(&names, |file| {
+                        add(Image::new(&self.objects, &names, |file| {
                             if file == *one {
                                 Arc::clone(content)
                             } else {
@@ -157,7 +176,7 @@ impl State {
         let mut index = vec![false; self.files.len()];
         for (path, node) in self.durable.iter().chain(&self.seen) {
             if let Node::File(file) = node {
-                index[*file] |= !is_extent(path) && !path.ends_with("next.spare");
+                index[*file] |= path.extension().is_some_and(|it| it == "run");
             }
         }
         let files = self.files.iter().zip(index);
@@ -224,7 +243,7 @@ impl State {
             }
             contents.push(Arc::new(bytes));
         }
-        Image::new(&names, |file| Arc::clone(&contents[file]))
+        Image::new(&self.objects, &names, |file| Arc::clone(&contents[file]))
     }
 }
 

@@ -117,7 +117,12 @@ pub(crate) struct State {
     pub(crate) dirty: Vec<NameChange>,
     /// The file that was changed last.
     pub(crate) touched: Option<usize>,
+    /// What is in the object store.
+    pub(crate) objects: Stored,
 }
+
+/// Objects by their names.
+pub(crate) type Stored = Arc<BTreeMap<String, Arc<Vec<u8>>>>;
 
 impl Default for State {
     fn default() -> Self {
@@ -128,6 +133,7 @@ impl Default for State {
             durable: root,
             dirty: Vec::new(),
             touched: None,
+            objects: Stored::default(),
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::disk::SyncPoint;
 use crate::disk::sim::SimDisk;
 use crate::error::OpenError;
 use crate::proof::Wrong;
-use crate::proof::engine::{Engine, SEGMENTS, Waiting, event};
+use crate::proof::engine::{Engine, SEGMENTS, Seal, Waiting, event};
 use crate::proof::model::{Model, agree};
 use crate::proof::random::Random;
 use crate::writer::Step;
@@ -48,6 +48,8 @@ pub(super) struct World {
     consumer: Worked,
     /// The disk has been short of space since the log was opened.
     short: bool,
+    /// Whether the log of this life has an index in files, and so extents that are stored.
+    seal: Seal,
 }
 
 impl World {
@@ -56,7 +58,13 @@ impl World {
         let readers = (0..random.below(4))
             .map(|_| Reader::new(&mut random))
             .collect();
+        let seal = if random.chance(1, 2) {
+            Seal::Always
+        } else {
+            Seal::Never
+        };
         let mut world = Self {
+            seal,
             disk: SimDisk::default(),
             engine: None,
             model: Model::default(),
@@ -77,7 +85,8 @@ impl World {
     /// One thing happens.
     pub(super) async fn step(&mut self) -> Result<(), Wrong> {
         match self.random.below(100) {
-            0..38 => self.submit()?,
+            0..36 => self.submit()?,
+            36..38 => self.cool()?,
             38..60 => self.commit()?,
             60..72 => self.read(false).await?,
             72..74 => {
@@ -263,6 +272,16 @@ impl World {
         }
     }
 
+    /// A closed extent is stored, or removed from the disk; or the store is away.
+    fn cool(&mut self) -> Result<(), Wrong> {
+        let away = self.random.chance(1, 4);
+        self.disk.faults(|faults| faults.objects_away = away);
+        let done = self.engine()?.cool();
+        self.disk.faults(|faults| faults.objects_away = false);
+        self.transcript.add(&("cool", away, &done));
+        done.map(drop).map_err(Into::into)
+    }
+
     async fn read(&mut self, stopped: bool) -> Result<(), Wrong> {
         let count = 1 + self.random.below(8);
         if self.readers.is_empty() {
@@ -291,6 +310,11 @@ impl World {
     async fn crash(&mut self) -> Result<(), Wrong> {
         let changes = self.random.below(12);
         self.disk.faults(|faults| faults.power = Some(changes));
+        if self.random.chance(1, 3) {
+            // What it says is of a process that is gone.
+            let done = self.engine()?.cool();
+            self.transcript.add(&("cool", &done));
+        }
         while self.engine_mut()?.step() == Step::Done {
             self.answers()?;
         }
@@ -361,7 +385,7 @@ impl World {
     async fn recover(&mut self) -> Result<(), Wrong> {
         let engine = loop {
             let disturbed = self.disturb();
-            let opened = Engine::open(&self.disk, EXTENT_LEN);
+            let opened = Engine::open_sealing(&self.disk, EXTENT_LEN, self.seal);
             let lived = self.disk.heal();
             match opened {
                 Ok(engine) if lived => break engine,

@@ -8,17 +8,17 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
-/// Ends with [`io::ErrorKind::TimedOut`] when writing has not moved for too long.
+/// Ends with [`io::ErrorKind::TimedOut`] when writing has not moved for too long, if that is limited.
 #[derive(Debug)]
-pub(super) struct Patient<S> {
+pub(crate) struct Patient<S> {
     stream: S,
-    limit: Duration,
+    limit: Option<Duration>,
     /// Since writing does not move.
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> Patient<S> {
-    pub(super) const fn new(stream: S, limit: Duration) -> Self {
+    pub(crate) const fn new(stream: S, limit: Option<Duration>) -> Self {
         Self {
             stream,
             limit,
@@ -36,7 +36,9 @@ impl<S> Patient<S> {
             self.stalled = None;
             return written;
         }
-        let limit = self.limit;
+        let Some(limit) = self.limit else {
+            return written;
+        };
         let until = || Box::pin(tokio::time::sleep_until(Instant::now() + limit));
         let stalled = self.stalled.get_or_insert_with(until);
         ready!(stalled.as_mut().poll(cx));
@@ -98,7 +100,7 @@ mod tests {
     async fn a_reader_that_takes_nothing_ends_the_connection() {
         let limit = Duration::from_secs(20);
         let (near, mut far) = tokio::io::duplex(8);
-        let mut near = Patient::new(near, limit);
+        let mut near = Patient::new(near, Some(limit));
         // However slow, as long as something moves.
         let reading = async {
             let mut byte = [0; 4];

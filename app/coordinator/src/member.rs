@@ -1,0 +1,392 @@
+//! What a member may ask, once its key is proven: each answer follows from who the key is by the log.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tabbify_api::auth::issue::Admission;
+use tabbify_api::coordinator::{
+    Ask, EndorsedKey, Heard, HostCertificate, HostKey, Joined, PolicyOrder, REPORT_KEYS_MAX,
+    Report, Resolved, ResolvedLease, SignedLease, Spawn, SpawnTicket,
+};
+use tabbify_api::policy::{self, NODE_TAG, Ports, ROLE_TAG};
+use tabbify_process::chain;
+use tabbify_token::{DocumentType, PublicKey, TokenError, Verifier};
+use tabbify_types::event::v1::{Capability, LeaseGranted, PeerJoined};
+use tabbify_types::{HostName, MeshKey, Position, VerifyingKeyBytes};
+
+use crate::Config;
+use crate::coordinator::Coordinator;
+use crate::grant::exchange;
+use crate::join::{allowed, change_policy, join, leave, tags_for, tenant_of};
+use crate::leases::{Holder, holder, host_lease, lease};
+use crate::refusal::Refusal;
+use crate::soft::REPORT_LIFE;
+use crate::state::State;
+use crate::stats::count;
+use crate::watch::{Topic, Watch};
+
+/// How long a machine's certificate lasts; it asks for the next at half of it.
+pub const CERTIFICATE_LIFE: Duration = Duration::from_secs(24 * 3600);
+
+/// LIMIT: machines with roles of the platform that a joining one is told.
+const SYSTEM_HOSTS_MAX: usize = 64;
+
+impl Coordinator {
+    /// Makes the machine that a join token admits a member.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub(crate) async fn admit(
+        &self,
+        admission: Admission,
+        seen: Vec<Capability>,
+        signing: VerifyingKeyBytes,
+    ) -> Result<Joined, Refusal> {
+        let config = Config {
+            tags: tags_for(&admission.tenant, &admission.tags),
+            capabilities: allowed(seen, &admission.capabilities),
+            host: admission.host,
+            key: admission.key,
+        };
+        self.settle(|state| join(state, &config)).await?;
+        self.certify(&config.key, signing)
+    }
+
+    /// A member machine's certificate, from now on, and what else it needs.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub(crate) fn certify(
+        &self,
+        key: &MeshKey,
+        signing: VerifyingKeyBytes,
+    ) -> Result<Joined, Refusal> {
+        let found = self.read(|state| {
+            let system = state.hosts.values().filter(|peer| has_role(peer));
+            let system: Vec<PeerJoined> = system.take(SYSTEM_HOSTS_MAX).cloned().collect();
+            match holder(state, Ask::Key(*key)) {
+                Some(Holder::Host(peer)) => Some((peer.clone(), system, state.issuers.clone())),
+                _ => None,
+            }
+        })?;
+        let (peer, system, issuers) = found.ok_or(Refusal::NotAMember)?;
+        let certificate = HostCertificate {
+            tenant: tenant_of(&peer.tags),
+            host: peer.host,
+            tags: peer.tags,
+            address: peer.address,
+            key: peer.key,
+            signing,
+            not_after: self.now().plus(CERTIFICATE_LIFE),
+        };
+        let certificate = self.sign(DocumentType::HostCertificate, &certificate)?;
+        let system = system.into_iter().map(|peer| {
+            let candidates = self.candidates(Holder::Host(&peer)).unwrap_or_default();
+            let lease = host_lease(peer, candidates, self.now());
+            self.sign(DocumentType::HostLease, &lease)
+        });
+        let system = system.collect::<Result<_, _>>()?;
+        Ok(Joined {
+            certificate,
+            issuers,
+            system,
+            now: self.now(),
+        })
+    }
+
+    /// Checks that a signing key speaks for the WireGuard key that was proven.
+    ///
+    /// # Errors
+    /// [`Refusal::Invalid`].
+    pub(crate) fn check_consent(
+        &self,
+        key: &MeshKey,
+        signing: VerifyingKeyBytes,
+        consent: &str,
+    ) -> Result<(), Refusal> {
+        let said: HostKey = self
+            .open(signing, DocumentType::HostKey, consent)
+            .map_err(|error| Refusal::Invalid(format!("the signing key's consent: {error}")))?;
+        if said.key == *key {
+            Ok(())
+        } else {
+            let text = "the signing key consents to another WireGuard key";
+            Err(Refusal::Invalid(text.to_owned()))
+        }
+    }
+
+    /// Gives an instance its lease for what it was spawned with.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub(crate) async fn spawned(
+        &self,
+        key: &MeshKey,
+        spawn: &Spawn,
+    ) -> Result<SignedLease, Refusal> {
+        let forbidden = |what: &str, error: &TokenError| {
+            Refusal::Forbidden(format!("the {what} is refused: {error}"))
+        };
+        let certificate: HostCertificate = self
+            .verifier()?
+            .verify_document(DocumentType::HostCertificate, &spawn.certificate)
+            .map_err(|error| forbidden("certificate", &error))?;
+        let ticket: SpawnTicket = self
+            .open(
+                certificate.signing,
+                DocumentType::SpawnTicket,
+                &spawn.ticket,
+            )
+            .map_err(|error| forbidden("spawn ticket", &error))?;
+        // The machine has read in the log that the instance was placed; so must we, before we judge.
+        self.catch_up().await;
+        self.settle(|state| exchange(state, &certificate, &ticket, key, self.now()))
+            .await?;
+        self.renewed(key)
+    }
+
+    /// The lease that an instance's key has, from now on.
+    ///
+    /// # Errors
+    /// [`Refusal::Fenced`] once a newer instance has taken over.
+    pub(crate) fn renewed(&self, key: &MeshKey) -> Result<SignedLease, Refusal> {
+        let found = self.read(|state| match holder(state, Ask::Key(*key)) {
+            Some(Holder::Instance(granted)) => {
+                let app = state.apps.get(&granted.app);
+                if app.is_some_and(|app| app.is_fenced(granted)) {
+                    return Err(Refusal::Fenced);
+                }
+                Ok(granted.clone())
+            }
+            _ => Err(Refusal::NotAMember),
+        })?;
+        let granted = found?;
+        let candidates = self.candidates(Holder::Instance(&granted));
+        let lease = lease(granted, candidates.unwrap_or_default(), self.now());
+        let lease = self.sign(DocumentType::Lease, &lease)?;
+        Ok(SignedLease { lease })
+    }
+
+    /// Who is asked for, if policy lets the two talk. The asker is told when the answer changes.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub(crate) fn resolve_for(&self, asker: &MeshKey, ask: Ask) -> Result<Resolved, Refusal> {
+        let counters = &self.0.counters;
+        // Who may not know what is asked for is not told about it either; who may is told of whatever
+        // changes after this.
+        let topic = self.read(|state| talk(state, asker, ask).map(|(target, _)| target.topic()))?;
+        if let Ok(topic) = topic {
+            self.0.watchers.asked(asker, topic);
+        }
+        let talk = self.read(|state| talk(state, asker, ask))?;
+        let (target, ports) = talk.map_err(|why| match why {
+            NoTalk::Stranger => Refusal::NotAMember,
+            NoTalk::Nobody => {
+                count(&counters.unresolved);
+                Refusal::NoLease(ask)
+            }
+            NoTalk::Denied => {
+                count(&counters.denied);
+                Refusal::NoLease(ask)
+            }
+        })?;
+        let lease = match target {
+            Target::Instance(granted) => {
+                let candidates = self.candidates(Holder::Instance(&granted));
+                // Whoever calls us needs not be found; whom we call does.
+                let candidates = match (candidates, ask) {
+                    (Some(candidates), _) => candidates,
+                    (None, Ask::Key(_)) => Vec::new(),
+                    (None, Ask::Address(_)) => {
+                        count(&counters.unresolved);
+                        return Err(Refusal::NoLease(ask));
+                    }
+                };
+                let lease = lease(granted, candidates, self.now());
+                ResolvedLease::App(self.sign(DocumentType::Lease, &lease)?)
+            }
+            Target::Host(peer) => {
+                let candidates = self.candidates(Holder::Host(&peer)).unwrap_or_default();
+                let lease = host_lease(peer, candidates, self.now());
+                ResolvedLease::Host(self.sign(DocumentType::HostLease, &lease)?)
+            }
+        };
+        count(&counters.resolved);
+        Ok(Resolved {
+            lease,
+            ports,
+            now: self.now(),
+        })
+    }
+
+    /// Begins a watch of a member's.
+    ///
+    /// # Errors
+    /// [`Refusal::NotAMember`].
+    pub(crate) fn watch(&self, key: &MeshKey, after: Option<Position>) -> Result<Watch, Refusal> {
+        let everything = self.read(|state| match holder(state, Ask::Key(*key)) {
+            Some(Holder::Host(peer)) => Some(peer.tags.iter().any(|tag| tag == NODE_TAG)),
+            Some(Holder::Instance(_)) => Some(false),
+            None => None,
+        })?;
+        let everything = everything.ok_or(Refusal::NotAMember)?;
+        Ok(self.0.watchers.open(*key, everything, after))
+    }
+
+    /// Takes a sign of life, and where the member's keys may be reached.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub(crate) fn report(&self, key: &MeshKey, report: Report) -> Result<Heard, Refusal> {
+        if report.keys.len() > REPORT_KEYS_MAX {
+            let text = format!("a report of more than {REPORT_KEYS_MAX} keys");
+            return Err(Refusal::Invalid(text));
+        }
+        let host = self.read(|state| match holder(state, Ask::Key(*key)) {
+            Some(Holder::Host(peer)) => Ok(peer.host.clone()),
+            Some(Holder::Instance(granted)) if report.keys.iter().all(|told| told.key == *key) => {
+                Ok(granted.host.clone())
+            }
+            Some(Holder::Instance(_)) => {
+                let text = "an instance reports where it is itself";
+                Err(Refusal::Forbidden(text.to_owned()))
+            }
+            None => Err(Refusal::NotAMember),
+        })??;
+        let now = self.now();
+        if !self.0.soft.report(&host, report.keys, now) {
+            return Err(Refusal::RateLimited);
+        }
+        let again_within_ms = u64::try_from(REPORT_LIFE.as_millis()).unwrap_or(u64::MAX);
+        Ok(Heard {
+            now,
+            again_within_ms,
+        })
+    }
+
+    /// Takes a machine out of the mesh, as it asks itself.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub(crate) async fn left(&self, key: &MeshKey) -> Result<(), Refusal> {
+        let host = self.read(|state| state.host_keys.get(key).cloned())?;
+        let host = host.ok_or(Refusal::NotAMember)?;
+        self.remove(&host).await
+    }
+
+    /// Takes a machine out of the mesh: from here on its key is nobody's.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub async fn remove(&self, host: &HostName) -> Result<(), Refusal> {
+        self.settle(|state| leave(state, host)).await?;
+        self.0.soft.forget(host);
+        Ok(())
+    }
+
+    /// Makes these the tenant's rules, and no others. Whether the caller may is the caller's to check.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub async fn change_policy(&self, order: PolicyOrder) -> Result<(), Refusal> {
+        policy::check(&order.allow).map_err(|error| Refusal::Invalid(error.to_string()))?;
+        self.settle(|state| change_policy(state, &order.tenant, &order.allow))
+            .await
+    }
+
+    /// The issuer keys with the root key's word for each, oldest first.
+    ///
+    /// # Errors
+    /// [`Refusal::Unavailable`].
+    pub fn issuers(&self) -> Result<Vec<EndorsedKey>, Refusal> {
+        self.read(|state| state.issuers.clone())
+    }
+
+    /// Whether the key is anybody's.
+    pub(crate) fn is_member(&self, key: &MeshKey) -> bool {
+        let known = self.read(|state| holder(state, Ask::Key(*key)).is_some());
+        known.unwrap_or_default()
+    }
+
+    /// Verifies what this platform's issuer signs now.
+    fn verifier(&self) -> Result<Verifier, Refusal> {
+        let signer = self.signer();
+        let mut verifier = Verifier::new(signer.platform().clone());
+        let known = self.issuers()?;
+        let known = known.iter().rev().take(2).map(|key| key.public);
+        for public in known.chain([signer.public()]) {
+            if let Ok(key) = PublicKey::try_from(public) {
+                verifier = verifier.with_key(key);
+            }
+        }
+        Ok(verifier)
+    }
+
+    /// What `key`, and no other, has signed.
+    fn open<T: DeserializeOwned>(
+        &self,
+        key: VerifyingKeyBytes,
+        typ: DocumentType,
+        text: &str,
+    ) -> Result<T, TokenError> {
+        let key = PublicKey::try_from(key).map_err(|_| TokenError::UnknownKey)?;
+        let verifier = Verifier::new(self.signer().platform().clone()).with_key(key);
+        verifier.verify_document(typ, text)
+    }
+
+    fn sign(&self, typ: DocumentType, document: &impl Serialize) -> Result<String, Refusal> {
+        let signed = self.signer().sign_document(typ, document);
+        signed.map_err(|error| Refusal::Unavailable(chain(&error).to_string()))
+    }
+}
+
+/// Who was asked for, as it leaves the state.
+enum Target {
+    Instance(LeaseGranted),
+    Host(PeerJoined),
+}
+
+impl Target {
+    fn of(holder: Holder<'_>) -> Self {
+        match holder {
+            Holder::Instance(granted) => Self::Instance(granted.clone()),
+            Holder::Host(peer) => Self::Host(peer.clone()),
+        }
+    }
+
+    fn topic(&self) -> Topic {
+        match self {
+            Self::Instance(granted) => Topic::App(granted.app),
+            Self::Host(peer) => Topic::Host(peer.host.clone()),
+        }
+    }
+}
+
+/// Why two do not talk.
+enum NoTalk {
+    /// The asker is nobody.
+    Stranger,
+    /// Nobody is asked for.
+    Nobody,
+    /// Policy forbids it.
+    Denied,
+}
+
+/// Who is asked for, and the ports that whoever would call may reach.
+fn talk(state: &State, asker: &MeshKey, ask: Ask) -> Result<(Target, Ports), NoTalk> {
+    let asking = holder(state, Ask::Key(*asker)).ok_or(NoTalk::Stranger)?;
+    let target = holder(state, ask).ok_or(NoTalk::Nobody)?;
+    let (asking, asked) = (asking.party(), target.party());
+    let (from, to) = match ask {
+        Ask::Address(_) => (&asking, &asked),
+        Ask::Key(_) => (&asked, &asking),
+    };
+    let ports = state.policy.ports(from, to).ok_or(NoTalk::Denied)?;
+    Ok((Target::of(target), ports))
+}
+
+fn has_role(peer: &PeerJoined) -> bool {
+    peer.tags.iter().any(|tag| tag.starts_with(ROLE_TAG))
+}

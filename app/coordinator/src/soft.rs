@@ -1,0 +1,151 @@
+//! What members say about themselves now and then: where they may be reached, that they live. In memory
+//! only, and forgotten unless it is repeated.
+//!
+//! A report counts for its reporter alone: where a key may be reached is looked up under the machine that
+//! holds the key by the log, so that nobody can say it for another.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tabbify_api::coordinator::{CANDIDATES_MAX, Reachable};
+use tabbify_types::{HostName, MeshKey, Timestamp};
+
+/// How long a report counts. Reporters repeat themselves three times within it.
+pub const REPORT_LIFE: Duration = Duration::from_secs(90);
+/// LIMIT: keys of one machine.
+pub(crate) const KEYS_PER_HOST_MAX: usize = 16 * 1024;
+
+/// What was heard, by machine. Only members have a place here, so there are as many as there are numbers.
+#[derive(Debug, Default)]
+pub(crate) struct Soft(Mutex<BTreeMap<HostName, Heard>>);
+
+#[derive(Debug, Default)]
+struct Heard {
+    last: Timestamp,
+    keys: BTreeMap<MeshKey, Known>,
+}
+
+#[derive(Debug)]
+struct Known {
+    candidates: Vec<SocketAddr>,
+    until: Timestamp,
+}
+
+impl Soft {
+    /// Takes what `host`, or an instance on it, reports. Whether all of it found room.
+    pub(crate) fn report(&self, host: &HostName, keys: Vec<Reachable>, now: Timestamp) -> bool {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let heard = all.entry(host.clone()).or_default();
+        heard.last = heard.last.max(now);
+        let mut fits = true;
+        for Reachable {
+            key,
+            mut candidates,
+        } in keys
+        {
+            candidates.truncate(CANDIDATES_MAX);
+            if candidates.is_empty() {
+                heard.keys.remove(&key);
+                continue;
+            }
+            if heard.keys.len() >= KEYS_PER_HOST_MAX && !heard.keys.contains_key(&key) {
+                heard.keys.retain(|_, known| known.until > now);
+            }
+            if heard.keys.len() >= KEYS_PER_HOST_MAX && !heard.keys.contains_key(&key) {
+                fits = false;
+                continue;
+            }
+            let until = now.plus(REPORT_LIFE);
+            heard.keys.insert(key, Known { candidates, until });
+        }
+        fits
+    }
+
+    /// Where `key`, which `host` holds, may be reached; none if nothing was heard lately.
+    pub(crate) fn candidates(
+        &self,
+        host: &HostName,
+        key: &MeshKey,
+        now: Timestamp,
+    ) -> Option<Vec<SocketAddr>> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = all.get(host)?.keys.get(key)?;
+        (known.until > now).then(|| known.candidates.clone())
+    }
+
+    /// When a machine was last heard.
+    pub(crate) fn last_heard(&self, host: &HostName) -> Option<Timestamp> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get(host).map(|heard| heard.last)
+    }
+
+    /// Forgets a machine.
+    pub(crate) fn forget(&self, host: &HostName) {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(host);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
+
+    fn key(n: usize) -> MeshKey {
+        let mut bytes = [0; 32];
+        bytes[..8].copy_from_slice(&n.to_be_bytes());
+        MeshKey(bytes)
+    }
+
+    fn reachable(n: usize, port: u16) -> Reachable {
+        Reachable {
+            key: key(n),
+            candidates: vec![SocketAddr::from(([127, 0, 0, 1], port)); 100],
+        }
+    }
+
+    #[test]
+    fn a_report_counts_for_its_reporter_and_for_a_while() {
+        let soft = Soft::default();
+        let (box1, box2): (HostName, HostName) = ("box1".parse().unwrap(), "box2".parse().unwrap());
+        assert!(soft.report(&box1, vec![reachable(1, 1)], NOW));
+        assert!(soft.report(&box2, vec![reachable(1, 2)], NOW));
+        let at = |host: &HostName, now: Timestamp| soft.candidates(host, &key(1), now);
+        assert_eq!(at(&box1, NOW).unwrap().len(), CANDIDATES_MAX);
+        assert_eq!(
+            at(&box1, NOW).unwrap()[0].port(),
+            1,
+            "box2 says nothing for box1"
+        );
+        assert_eq!(at(&box1, NOW.plus(REPORT_LIFE)), None);
+        let later = NOW.plus(REPORT_LIFE / 2);
+        assert!(soft.report(&box1, vec![reachable(1, 3)], later));
+        assert_eq!(at(&box1, NOW.plus(REPORT_LIFE)).unwrap()[0].port(), 3);
+        assert_eq!(soft.last_heard(&box1), Some(later));
+        soft.forget(&box1);
+        assert_eq!(at(&box1, later), None);
+        assert_eq!(soft.last_heard(&box1), None);
+    }
+
+    #[test]
+    fn a_machine_has_room_for_so_many_keys() {
+        let soft = Soft::default();
+        let host: HostName = "box1".parse().unwrap();
+        for n in 0..KEYS_PER_HOST_MAX {
+            assert!(soft.report(&host, vec![reachable(n, 1)], NOW));
+        }
+        assert!(!soft.report(&host, vec![reachable(KEYS_PER_HOST_MAX, 1)], NOW));
+        assert!(
+            soft.report(&host, vec![reachable(0, 2)], NOW),
+            "a known one"
+        );
+        let later = NOW.plus(REPORT_LIFE);
+        assert!(soft.report(&host, vec![reachable(KEYS_PER_HOST_MAX, 1)], later));
+        assert_eq!(soft.candidates(&host, &key(1), later), None);
+    }
+}

@@ -1,0 +1,217 @@
+//! The log away, a coordinator away, all of them away: what is still answered, and for how long.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tabbify_api::log::{EventLog, Line};
+use tabbify_api::mesh::{Leases as _, ResolveError, Resolver as _};
+use tabbify_coordinator::{
+    Coordinator, Limits, OUTAGE_GRACE, Options, RemoteConfig, RemoteCoordinator,
+};
+use tabbify_process::connect::{Connect, TcpSocket};
+use tabbify_process::fold::Link;
+use tabbify_process::{Clock, ManualClock, Tasks};
+use tabbify_types::{AppUla, InstanceId, Tenant};
+
+use crate::platform::{Invitation, Platform, at, coordinator, serve};
+use crate::support::{
+    Fallible, NOW, WATCHDOG, config, deploy, eventually, key_of, open, placed, register,
+    serve as serve_app, signer,
+};
+
+/// A coordinator that stores what it knows.
+async fn stored(
+    dir: &Path,
+    log: Arc<dyn EventLog>,
+    clock: &Arc<ManualClock>,
+    tasks: &Tasks,
+) -> Fallible<Coordinator> {
+    let options = Options::new(Arc::new(signer)).snapshots(dir.join("folds"));
+    let clock: Arc<dyn Clock> = Arc::<ManualClock>::clone(clock);
+    Ok(Coordinator::start(&config("box1")?, log, options, clock, tasks).await?)
+}
+
+#[tokio::test]
+async fn it_starts_and_answers_while_the_log_is_down() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    let (log, client) = open(&path).unwrap();
+    let clock = Arc::new(ManualClock::at(NOW));
+    let tasks = Tasks::new();
+    let mine = log.client(Coordinator::log_scope());
+    let before = stored(dir.path(), mine, &clock, &tasks).await.unwrap();
+    let app = register(&*client, "shop").await.unwrap();
+    let (_, of) = serve_app(&*client, &before, app, &[at(9)]).await.unwrap();
+    let address = AppUla::derive(app).addr();
+    eventually(|| before.resolve(address)).await.unwrap();
+    assert!(tasks.shutdown(WATCHDOG).await);
+    log.close().await;
+    drop((before, log, client));
+
+    let tasks = Tasks::new();
+    let line = Arc::<Line>::default();
+    let mine: Arc<dyn EventLog> = Arc::<Line>::clone(&line);
+    let now = stored(dir.path(), mine, &clock, &tasks).await.unwrap();
+    assert!(
+        matches!(now.health().link, Link::Away { .. }),
+        "{:?}",
+        now.health()
+    );
+    assert_eq!(
+        now.resolve(address).await,
+        Err(ResolveError::NoLease(address)),
+        "nobody said where"
+    );
+    now.report_candidates(key_of(of), vec![at(9)]);
+    now.resolve(address).await.unwrap();
+    // For as long as it may, and no longer.
+    clock.advance(OUTAGE_GRACE - Duration::from_secs(60));
+    now.resolve(address).await.unwrap();
+    clock.advance(Duration::from_secs(120));
+    let refused = now.resolve(address).await.unwrap_err();
+    assert!(
+        matches!(refused, ResolveError::Unreachable(_)),
+        "{refused:?}"
+    );
+
+    // The log comes back, and with it what happened meanwhile.
+    let (log, client) = open(&path).unwrap();
+    line.join(Some(log.client(Coordinator::log_scope())));
+    let id = deploy(&*client, app).await.unwrap();
+    let it = placed(&*client, id).await.unwrap();
+    assert_eq!(it.instance, InstanceId(2));
+    eventually(|| now.resolve(address)).await.unwrap();
+    assert_eq!(now.health().link, Link::Live);
+    assert_eq!(tasks.failure(), None);
+    assert!(tasks.shutdown(WATCHDOG).await);
+    log.close().await;
+}
+
+/// A member keeps what it knows for the grace, or not at all.
+#[tokio::test]
+async fn a_member_without_a_coordinator_uses_what_it_knows() {
+    let platform = Platform::start().await.unwrap();
+    platform.join(&Invitation::of("box2")).await.unwrap();
+    let edge = platform
+        .join(&Invitation::of("edge").tagged("role:node"))
+        .await
+        .unwrap();
+    let shop = platform.app(&Tenant::main(), "shop").await.unwrap();
+    let tasks = Tasks::new();
+    let (doors, service) = (Tasks::new(), Limits::default());
+    let address = serve(
+        &platform.coordinator,
+        &platform.auth,
+        &platform.tls,
+        &service,
+        &doors,
+    );
+    let connect: Arc<dyn Connect> = Arc::new(TcpSocket {
+        address: address.await.unwrap(),
+    });
+    let remote = |outage_grace| {
+        let pin = platform.tls.pin();
+        let secret = edge.secret.clone();
+        let door = tabbify_coordinator::Door::new(Arc::clone(&connect), pin, secret)?;
+        let config = RemoteConfig {
+            root: platform.keys.root.public(),
+            issuers: Vec::new(),
+            outage_grace,
+        };
+        Ok::<_, Box<dyn std::error::Error>>(RemoteCoordinator::start(
+            vec![door],
+            config,
+            platform.clock(),
+            &tasks,
+        )?)
+    };
+    let (lasting, strict) = (
+        remote(OUTAGE_GRACE).unwrap(),
+        remote(Duration::ZERO).unwrap(),
+    );
+    let address = AppUla::derive(shop.app).addr();
+    for remote in [&lasting, &strict] {
+        // The issuer keys were not known: they are asked for, and count with the root key's word.
+        assert_eq!(remote.by_address(address).await.unwrap().key, key_of(shop));
+    }
+    assert!(doors.shutdown(WATCHDOG).await);
+    for remote in [&lasting, &strict] {
+        eventually(|| async { if remote.is_live() { Err(()) } else { Ok(()) } })
+            .await
+            .unwrap();
+        assert!(
+            remote.by_address(address).await.is_ok(),
+            "the lease has not ended"
+        );
+    }
+    platform.clock.advance(Duration::from_secs(11 * 60));
+    assert!(lasting.by_address(address).await.is_ok());
+    let refused = strict.by_address(address).await.unwrap_err();
+    assert!(
+        matches!(refused, ResolveError::Unreachable(_)),
+        "{refused:?}"
+    );
+    assert!(lasting.stats().outage >= 1);
+    platform.clock.advance(OUTAGE_GRACE);
+    assert!(lasting.by_address(address).await.is_err());
+    assert!(tasks.shutdown(WATCHDOG).await);
+    platform.stop().await;
+}
+
+/// One of two coordinators goes away: whoever asks both does not notice.
+#[tokio::test]
+async fn another_coordinator_answers() {
+    let platform = Platform::start().await.unwrap();
+    platform.join(&Invitation::of("box2")).await.unwrap();
+    let edge = platform
+        .join(&Invitation::of("edge").tagged("role:node"))
+        .await
+        .unwrap();
+    let mine = platform.log.client(Coordinator::log_scope());
+    let (tasks, first) = (Tasks::new(), Tasks::new());
+    let second = coordinator(
+        "core2",
+        mine,
+        &platform.auth,
+        platform.clock(),
+        None,
+        &platform.tasks,
+    )
+    .await;
+    let second = second.unwrap();
+    let (auth, tls, limits) = (&platform.auth, &platform.tls, Limits::default());
+    let addresses = [
+        serve(&platform.coordinator, auth, tls, &limits, &first)
+            .await
+            .unwrap(),
+        serve(&second, auth, tls, &limits, &platform.tasks)
+            .await
+            .unwrap(),
+    ];
+    let doors = addresses.map(|address| {
+        let connect = Arc::new(TcpSocket { address });
+        tabbify_coordinator::Door::new(connect, tls.pin(), edge.secret.clone()).unwrap()
+    });
+    let remote = platform
+        .remote_with(doors.into(), platform.clock(), &tasks)
+        .unwrap();
+    let one = platform.app(&Tenant::main(), "one").await.unwrap();
+    let two = platform.app(&Tenant::main(), "two").await.unwrap();
+    second.report_candidates(key_of(two), vec![at(9)]);
+    let (first_address, second_address) = (
+        AppUla::derive(one.app).addr(),
+        AppUla::derive(two.app).addr(),
+    );
+    assert_eq!(
+        remote.by_address(first_address).await.unwrap().key,
+        key_of(one)
+    );
+    assert!(first.shutdown(WATCHDOG).await);
+    assert_eq!(
+        remote.by_address(second_address).await.unwrap().key,
+        key_of(two)
+    );
+    assert!(tasks.shutdown(WATCHDOG).await);
+    platform.stop().await;
+}

@@ -1,0 +1,203 @@
+//! A hundred thousand known apps: what an answer, a change and a plan cost is counted, and does not grow
+//! with them; what an idle app takes of memory is printed.
+
+use tabbify_api::coordinator::{Ask, Change};
+use tabbify_api::fold::Fold as _;
+use tabbify_coordinator::State;
+use tabbify_coordinator::leases::{Holder, holder};
+use tabbify_coordinator::plan::plan;
+use tabbify_coordinator::state::News;
+use tabbify_types::event::Event;
+use tabbify_types::event::v1::{
+    Access, AppPlaced, AppRegistered, AppStarted, DeployRequested, InstanceRef, LeaseGranted,
+    RunConfig, RuntimeKind, TrafficShifted, VersionPublished,
+};
+use tabbify_types::{
+    AppId, AppUla, ByteSize, DeployId, Digest, Epoch, HostName, InstanceId, InstanceUla, MeshKey,
+    NewEvent, Position, Recorded, Rev, Segment, SlotId, Tenant, VersionNumber,
+};
+
+use crate::support::{Fallible, NOW};
+
+/// Known apps.
+const APPS: usize = 100_000;
+
+/// Writes events as a log would, without one: it is the fold that is counted here.
+struct Writer {
+    state: State,
+    position: u64,
+    host: HostName,
+}
+
+impl Writer {
+    fn write(
+        &mut self,
+        segment: Segment,
+        app: AppId,
+        rev: u64,
+        event: &Event,
+    ) -> Fallible<Option<News>> {
+        self.position += 1;
+        let new = NewEvent::new(segment, app, event)?;
+        let recorded = Recorded {
+            position: Position(self.position),
+            segment: new.segment,
+            key: new.key,
+            rev: Rev(rev),
+            id: new.id,
+            kind: new.kind,
+            version: new.version,
+            at: NOW,
+            actor: "test".to_owned(),
+            cause: None,
+            trace: None,
+            data: new.data,
+        };
+        Ok(self.state.apply(&recorded)?)
+    }
+
+    /// An app that serves and does nothing.
+    fn app(&mut self) -> Fallible<AppId> {
+        let (app, tenant) = (AppId::mint(), Tenant::main());
+        let (apps, peers) = (Segment::apps(&tenant), Segment::peers());
+        let (deploy, version, instance) = (DeployId::mint(), VersionNumber(1), InstanceId(1));
+        let run = RunConfig {
+            runtime: RuntimeKind::WasmHttp,
+            entry: "app.wasm".to_owned(),
+            memory: ByteSize::mib(64),
+            env: std::collections::BTreeMap::new(),
+            stop_timeout_ms: 1000,
+            healthy_within_ms: 1000,
+        };
+        let registered = AppRegistered {
+            app,
+            tenant: tenant.clone(),
+            name: "shop".parse()?,
+            address: AppUla::derive(app),
+        };
+        let published = VersionPublished {
+            app,
+            version,
+            artifact: Digest::of(b"artifact"),
+            config: Digest::of(b"config"),
+            access: Access::Private,
+            run: run.clone(),
+            secrets: Vec::new(),
+        };
+        let placed = AppPlaced {
+            app,
+            tenant: tenant.clone(),
+            deploy,
+            version,
+            host: self.host.clone(),
+            slot: SlotId::FIRST,
+            epoch: Epoch(1),
+            instance,
+            artifact: Digest::of(b"artifact"),
+            run,
+        };
+        let lease = LeaseGranted {
+            app,
+            tenant,
+            slot: SlotId::FIRST,
+            epoch: Epoch(1),
+            instance,
+            key: key_of(app),
+            host: self.host.clone(),
+        };
+        let shifted = TrafficShifted {
+            app,
+            deploy,
+            version,
+            instances: vec![instance],
+            primary: instance,
+        };
+        self.write(apps.clone(), app, 1, &registered.into())?;
+        self.write(apps.clone(), app, 2, &published.into())?;
+        self.write(apps.clone(), app, 3, &placed.into())?;
+        self.write(peers, app, 1, &lease.into())?;
+        self.write(apps, app, 4, &shifted.into())?;
+        Ok(app)
+    }
+}
+
+fn key_of(app: AppId) -> MeshKey {
+    MeshKey(Digest::of(app.uuid().as_bytes()).0)
+}
+
+/// Resident memory of this process, in bytes.
+fn resident() -> Fallible<usize> {
+    let text = std::fs::read_to_string("/proc/self/statm")?;
+    let pages: usize = text.split(' ').nth(1).ok_or("no such field")?.parse()?;
+    Ok(pages * 4096)
+}
+
+#[test]
+fn a_hundred_thousand_idle_apps() {
+    let mut writer = Writer {
+        state: State::default(),
+        position: 0,
+        host: "box1".parse().unwrap(),
+    };
+    let mut apps = Vec::with_capacity(APPS);
+    let before = resident().unwrap();
+    for _ in 0..APPS {
+        apps.push(writer.app().unwrap());
+    }
+    let after = resident().unwrap();
+    println!("an idle app takes {} bytes", (after - before) / APPS);
+
+    // Each is found by every address and key that it has.
+    for app in [apps[0], apps[APPS / 2], apps[APPS - 1]] {
+        let (at, own) = (
+            AppUla::derive(app).addr(),
+            InstanceUla::derive(app, InstanceId(1)).addr(),
+        );
+        for ask in [Ask::Address(at), Ask::Address(own), Ask::Key(key_of(app))] {
+            let found = holder(&writer.state, ask);
+            assert!(
+                matches!(found, Some(Holder::Instance(lease)) if lease.app == app),
+                "{ask}"
+            );
+        }
+    }
+    // Nothing is open: a plan looks at no app, and after a request at one.
+    assert!(writer.state.waiting.is_empty());
+    let app = apps[APPS / 3];
+    let requested = DeployRequested {
+        app,
+        deploy: DeployId::mint(),
+        version: VersionNumber(1),
+    };
+    let segment = Segment::apps(&Tenant::main());
+    writer.write(segment, app, 5, &requested.into()).unwrap();
+    assert_eq!(writer.state.waiting.iter().collect::<Vec<_>>(), [&app]);
+    assert_eq!(plan(&writer.state).unwrap().len(), 1);
+    // A change is news of one app.
+    let of = InstanceRef {
+        app,
+        instance: InstanceId(1),
+    };
+    let started = AppStarted {
+        of,
+        app_ula: AppUla::derive(app),
+        instance_ula: InstanceUla::derive(app, of.instance),
+        key: key_of(app),
+    };
+    let lease = LeaseGranted {
+        app,
+        tenant: Tenant::main(),
+        slot: SlotId::FIRST,
+        epoch: Epoch(1),
+        instance: of.instance,
+        key: key_of(app),
+        host: writer.host.clone(),
+    };
+    let news = writer
+        .write(Segment::peers(), app, 2, &lease.into())
+        .unwrap();
+    assert_eq!(news, Some(News::Changed(Change::App { app, gone: None })));
+    let elsewhere = Segment::host_reports(&"box9".parse().unwrap());
+    let news = writer.write(elsewhere, app, 1, &started.into()).unwrap();
+    assert!(matches!(news, Some(News::Rejected(_))));
+}

@@ -1,0 +1,14 @@
+//! HTTP/1.1 between our processes: [`Server`] serves the connections of a role within limits, [`Client`]
+//! keeps those to one. What is said over them is the role's own; who may connect is its socket's.
+//!
+//! Plane: both. Spawns one task a connection, on the [`Tasks`](tabbify_process::Tasks) it was made
+//! with; owns no channel.
+
+mod accept;
+mod client;
+mod patience;
+mod server;
+
+pub use accept::{Accept, Origin};
+pub use client::{Again, Answer, AnswerError, Client, Connection, bearer};
+pub use server::{Handle, Limits, Place, Server};
