@@ -87,10 +87,11 @@ impl Inner {
         of_kind(asker, Kind::User, "a person lets machines join")?;
         may(asker, scope::MACHINES_WRITE)?;
         let tenant = tenant.unwrap_or_else(|| asker.tenant.clone());
-        // A tenant's owner brings machines for that tenant; those that see others' apps are the
-        // platform's, and so are its tags.
-        if tenant != asker.tenant && asker.sub != OWNER {
-            let text = format!("only {OWNER} lets a machine join for {tenant}");
+        // A tenant's owner brings machines for that tenant. Those that see others' apps are the
+        // platform's, and so are tags: policy goes by them, also across tenants, and `role:node` hears
+        // of every app.
+        if (tenant != asker.tenant || !tags.is_empty()) && asker.sub != OWNER {
+            let text = format!("only {OWNER} lets a machine join for another tenant or with tags");
             return Err(RequestError::Forbidden(text));
         }
         let root = self

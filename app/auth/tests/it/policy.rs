@@ -267,6 +267,31 @@ async fn people_are_the_owners_to_manage() {
 }
 
 #[tokio::test]
+async fn a_tenants_owner_brings_machines_without_tags_for_that_tenant() {
+    let dir = tempfile::tempdir().unwrap();
+    let platform = Platform::start(dir.path(), NOW).await.unwrap();
+    let ann = platform.person("ann", Role::Owner).await.unwrap();
+    let order = |of: Option<Tenant>, named: &[&str]| {
+        let mut order = join_order();
+        if let TokenOrder::Join { tenant, tags, .. } = &mut order {
+            *tenant = of;
+            *tags = named.iter().map(|tag| (*tag).to_owned()).collect();
+        }
+        order
+    };
+    let caller = Caller::bearer(&ann);
+    platform.auth.issue(caller, order(None, &[])).await.unwrap();
+    // Policy goes by tags: these would open other tenants' apps to her machine.
+    for tag in ["role:node", "tenant:other", "gpu"] {
+        let answer = platform.auth.issue(caller, order(None, &[tag])).await;
+        assert!(forbidden(&answer), "{tag}: {answer:?}");
+    }
+    let system = order(Some(Tenant::system()), &[]);
+    assert!(forbidden(&platform.auth.issue(caller, system).await));
+    assert!(platform.stop().await);
+}
+
+#[tokio::test]
 async fn orders_that_make_no_sense() {
     let dir = tempfile::tempdir().unwrap();
     let platform = Platform::start(dir.path(), NOW).await.unwrap();
