@@ -123,10 +123,12 @@ fn a_taken_address_is_minted_again_but_not_for_ever() {
         .put("tabbify.toml", "[app]\nname = \"cart\"\n")
         .unwrap();
     node.state().asked.clear();
-    node.fail("POST /v1/apps", 5, taken());
+    node.fail("POST /v1/apps", u32::MAX, taken());
     let document = person.tcli(&["push", "--json"]).unwrap().json();
-    assert_eq!(document["error"]["code"], "address_taken");
-    assert_eq!(node.count("POST /v1/apps"), 5);
+    assert_eq!(document["error"]["code"], "address_taken", "{document}");
+    // Five are minted; a request whose answer was lost on its way is sent again.
+    let asked = node.count("POST /v1/apps");
+    assert!((5..=10).contains(&asked), "{asked}");
     assert!(!person.files().unwrap().contains(&"tabbify.lock".to_owned()));
 }
 
