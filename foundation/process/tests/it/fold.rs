@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use proptest::test_runner::{Config as Cases, TestCaseError, TestRunner};
-use tabbify_api::log::EventLog;
+use tabbify_api::log::{EventLog, Line};
 use tabbify_log::Log;
 use tabbify_process::fold::{Fold, Follow, FollowError, Link, Start};
 use tabbify_process::{Clock, Importance, ManualClock, SystemClock, Tasks};
 use tabbify_types::{Position, Timestamp};
 
-use crate::support::{Diary, Line, NewerDiary, Outcome, WATCHDOG, Wrong, client, open_log, say};
+use crate::support::{Diary, NewerDiary, Outcome, WATCHDOG, Wrong, client, open_log, say};
 
 const CHAT: &str = "tenant_main.chat";
 

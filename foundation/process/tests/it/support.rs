@@ -2,15 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use tabbify_api::BoxFuture;
-use tabbify_api::log::{
-    Append, AppendError, Appended, EventLog, Filter, LogScope, Page, ReadError, Subscribe,
-};
+use tabbify_api::log::{Append, EventLog, Filter, LogScope};
 use tabbify_log::{Log, Options};
 use tabbify_process::SystemClock;
 use tabbify_process::fold::{Fold, pairs};
@@ -112,56 +109,4 @@ pub(crate) async fn say(
         data: RawValue::from_string(data)?,
     };
     Ok(log.append(Append::of(vec![event])).await?.last)
-}
-
-/// The line to a log, which can be cut and joined again, to the same one or another.
-#[derive(Debug, Default)]
-pub(crate) struct Line(RwLock<Option<Arc<dyn EventLog>>>);
-
-impl Line {
-    pub(crate) fn to(log: Arc<dyn EventLog>) -> Arc<Self> {
-        Arc::new(Self(RwLock::new(Some(log))))
-    }
-
-    pub(crate) fn join(&self, log: Option<Arc<dyn EventLog>>) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = log;
-    }
-
-    fn log(&self) -> Option<Arc<dyn EventLog>> {
-        self.0
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-    }
-}
-
-impl EventLog for Line {
-    fn append(&self, batch: Append) -> BoxFuture<'_, Result<Appended, AppendError>> {
-        Box::pin(async move {
-            let log = self.log().ok_or(AppendError::Stopping)?;
-            log.append(batch).await
-        })
-    }
-
-    fn read(
-        &self,
-        filter: Filter,
-        after: Position,
-        limit: usize,
-    ) -> BoxFuture<'_, Result<Page, ReadError>> {
-        Box::pin(async move {
-            let log = self.log().ok_or(ReadError::Stopping)?;
-            log.read(filter, after, limit).await
-        })
-    }
-
-    fn subscribe(&self, filter: Filter, after: Position) -> Result<Box<dyn Subscribe>, ReadError> {
-        self.log()
-            .ok_or(ReadError::Stopping)?
-            .subscribe(filter, after)
-    }
-
-    fn head(&self) -> Position {
-        self.log().map_or(Position(0), |log| log.head())
-    }
 }
