@@ -25,7 +25,7 @@ use tabbify_api::auth::{
     AuthError, Authority, Identity, IssuedToken, PlatformId, SOURCE_HEADER, TOKEN_PATH,
     TokenRequest,
 };
-use tabbify_api::{BoxFuture, ErrorCode, Problem};
+use tabbify_api::{BoxFuture, Problem};
 use tabbify_http::{Again, Client};
 pub use tabbify_process::connect::{Connect, Stream, UnixSocket};
 use tabbify_process::{Tasks, chain};
@@ -98,11 +98,8 @@ impl RemoteAuthority {
         if parts.status.is_success() {
             return Ok(received);
         }
-        let problem = serde_json::from_slice(&received);
-        Err(RequestError::of(problem.unwrap_or_else(|_| {
-            let detail = format!("status {} without a problem document", parts.status);
-            Problem::new(ErrorCode::Unavailable, detail)
-        })))
+        let problem = Problem::of_answer(parts.status.as_u16(), &received);
+        Err(RequestError::of(problem))
     }
 }
 

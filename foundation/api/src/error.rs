@@ -205,6 +205,18 @@ impl Problem {
         }
     }
 
+    /// What an answer without success says; something on the way may answer in words of its own.
+    #[must_use]
+    pub fn of_answer(status: u16, body: &[u8]) -> Self {
+        serde_json::from_slice(body).unwrap_or_else(|_| {
+            let code = match status {
+                400..500 => ErrorCode::BadRequest,
+                _ => ErrorCode::Unavailable,
+            };
+            Self::new(code, format!("status {status} without a problem document"))
+        })
+    }
+
     /// The same, with what to do about it.
     #[must_use]
     pub fn with_fix(mut self, fix: impl Into<String>) -> Self {
@@ -226,6 +238,22 @@ mod tests {
             let json = serde_json::to_string(code).unwrap();
             assert_eq!(json, format!("\"{}\"", code.as_str()));
             assert!((400..600).contains(&code.status()));
+        }
+    }
+
+    #[test]
+    fn an_answer_is_a_problem_in_any_case() {
+        let said = Problem::new(ErrorCode::Conflict, "it is taken").with_fix("take another");
+        let bytes = serde_json::to_vec(&said).unwrap();
+        assert_eq!(Problem::of_answer(409, &bytes), said);
+        for (status, body, code) in [
+            (404, "<html>", ErrorCode::BadRequest),
+            (502, "", ErrorCode::Unavailable),
+            (200, "{}", ErrorCode::Unavailable),
+        ] {
+            let problem = Problem::of_answer(status, body.as_bytes());
+            assert_eq!(problem.code, code);
+            assert!(problem.detail.contains(&status.to_string()));
         }
     }
 }

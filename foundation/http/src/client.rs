@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::InvalidHeaderValue;
 use http::response::Parts;
 use http::{HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -49,16 +48,6 @@ pub enum AnswerError {
         /// Bytes that would have been taken.
         limit: usize,
     },
-}
-
-/// The value of an `Authorization` header with a bearer token (RFC 6750 section 2.1), which no log shows.
-///
-/// # Errors
-/// A token with characters that no header may have.
-pub fn bearer(token: &str) -> Result<HeaderValue, InvalidHeaderValue> {
-    let mut value = HeaderValue::try_from(format!("Bearer {token}"))?;
-    value.set_sensitive(true);
-    Ok(value)
 }
 
 type Sender = SendRequest<Full<Bytes>>;

@@ -5,10 +5,12 @@
 //! with; owns no channel.
 
 mod accept;
+mod authorization;
 mod client;
 mod patience;
 mod server;
 
 pub use accept::{Accept, Origin};
-pub use client::{Again, Answer, AnswerError, Client, Connection, bearer};
+pub use authorization::{Twice, bearer, presented};
+pub use client::{Again, Answer, AnswerError, Client, Connection};
 pub use server::{Handle, Limits, Place, Server};

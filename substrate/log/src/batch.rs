@@ -9,7 +9,7 @@ use tabbify_api::log::{Append, AppendError, BATCH_EVENTS_MAX, BATCH_LEN_MAX, Exp
 use tabbify_types::envelope::{
     ACTOR_LEN_MAX, DATA_LEN_MAX, KEY_LEN_MAX, TRACE_LEN_MAX, TYPE_LEN_MAX,
 };
-use tabbify_types::{NewEvent, Recorded, Rev};
+use tabbify_types::{NewEvent, Position, Recorded, Rev, Timestamp};
 
 use crate::record::record_len;
 
@@ -36,6 +36,30 @@ pub(crate) fn check(batch: &Append, actor: &str) -> Result<usize, AppendError> {
         return Err(AppendError::BatchTooLarge { detail });
     }
     Ok(len)
+}
+
+/// The event as the log keeps it from here on.
+pub(crate) fn recorded(
+    event: NewEvent,
+    position: Position,
+    rev: Rev,
+    at: Timestamp,
+    actor: &str,
+) -> Recorded {
+    Recorded {
+        position,
+        segment: event.segment,
+        key: event.key,
+        rev,
+        id: event.id,
+        kind: event.kind,
+        version: event.version,
+        at,
+        actor: actor.to_owned(),
+        cause: event.cause,
+        trace: event.trace,
+        data: event.data,
+    }
 }
 
 /// What is against a batch with this expectation where the key is at `actual`.

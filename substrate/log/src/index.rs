@@ -20,7 +20,7 @@ mod found;
 mod heal;
 mod keeper;
 mod memory;
-mod page;
+pub(crate) mod page;
 mod pages;
 mod run;
 mod tree;
@@ -377,18 +377,11 @@ impl Index {
         Err(OpenError::io("read", &self.over.dir)(source))
     }
 
-    /// Takes the next event of the log, which is pending, and answers its revision.
-    pub(crate) fn insert(
-        &self,
-        (segment, key): (&str, &str),
-        id: EventId,
-        place: Place,
-    ) -> Result<Rev, OpenError> {
+    /// Takes the next event of the log, which is pending, with its revision.
+    pub(crate) fn insert(&self, (segment, key): (&str, &str), rev: Rev, id: EventId, place: Place) {
         let hash = self.hash(segment, key);
-        let rev = self.head_of(hash, segment, key)?.next();
         let memory = &mut self.parts_mut().active.memory;
         memory.insert(hash, (segment, key), rev, id, place);
-        Ok(rev)
     }
 
     /// A frame of the active extent has become durable, with the records of its events.

@@ -2,6 +2,7 @@
 //! through [`Past`], so every engine decides alike.
 
 use std::cell::OnceCell;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use tabbify_api::log::{Append, AppendError, Appended};
@@ -19,8 +20,8 @@ use crate::reader;
 pub(crate) enum Verdict {
     /// It is written already, or refused.
     Answered(Result<Appended, AppendError>),
-    /// It is new and nothing is against it.
-    Write,
+    /// It is new and nothing is against it: its events get these revisions.
+    Write(Vec<Rev>),
 }
 
 /// The log as the next batch finds it: what is durable, and behind it what the next commit will
@@ -41,12 +42,32 @@ pub(crate) trait Past {
 
 /// Ids before expectations: a repetition gets its first answer whatever has happened since.
 pub(crate) fn verdict(batch: &Append, past: &impl Past) -> Verdict {
-    let refusal = match repeated(batch, past) {
+    let judged = match repeated(batch, past) {
         Ok(Some(first_answer)) => return Verdict::Answered(Ok(first_answer)),
-        Ok(None) => objection(batch, past).err(),
-        Err(refusal) => Some(refusal),
+        Ok(None) => objection(batch, past).and_then(|()| revisions(batch, past)),
+        Err(refusal) => Err(refusal),
     };
-    refusal.map_or(Verdict::Write, |refusal| Verdict::Answered(Err(refusal)))
+    match judged {
+        Ok(revs) => Verdict::Write(revs),
+        Err(refusal) => Verdict::Answered(Err(refusal)),
+    }
+}
+
+/// Those that the events will have. Found before anything is written, so that a past which cannot be
+/// told refuses the batch and not the log.
+fn revisions(batch: &Append, past: &impl Past) -> Result<Vec<Rev>, AppendError> {
+    let mut last: HashMap<(&str, &str), Rev> = HashMap::new();
+    let mut revs = Vec::with_capacity(batch.events.len());
+    for event in &batch.events {
+        let key = (event.segment.as_str(), event.key.as_str());
+        let before = match last.get(&key) {
+            Some(rev) => *rev,
+            None => past.rev(key.0, key.1)?,
+        };
+        last.insert(key, before.next());
+        revs.push(before.next());
+    }
+    Ok(revs)
 }
 
 /// What is against a batch of which nothing is known.

@@ -59,6 +59,7 @@ mod spare;
 mod writer;
 
 mod marks;
+mod pass;
 mod reader;
 mod recent;
 mod subscription;

@@ -17,6 +17,7 @@ use tabbify_types::{Position, Recorded, Segment, SegmentGlob};
 use crate::error::OpenError;
 use crate::index::{Index, KeyHash};
 use crate::log::Shared;
+use crate::pass::{self, Looked, Room};
 use crate::record::EventRef;
 
 use frames::Frames;
@@ -113,39 +114,10 @@ impl Wanted {
 /// Where one pass stops, whichever comes first. At least one event or frame is looked at.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Bounds {
-    /// Matching events.
-    pub(crate) events: usize,
-    /// Bytes of their data.
-    pub(crate) data_len: usize,
+    /// What it gives.
+    pub(crate) room: Room,
     /// Bytes read from files.
     pub(crate) read_len: usize,
-}
-
-/// What one pass gave.
-#[derive(Debug, Default)]
-pub(crate) struct Looked {
-    pub(crate) events: Vec<Arc<Recorded>>,
-    /// The last position that was looked at.
-    pub(crate) upto: Position,
-    data_len: usize,
-}
-
-impl Looked {
-    fn from(after: Position) -> Self {
-        Self {
-            upto: after,
-            ..Self::default()
-        }
-    }
-
-    fn add(&mut self, event: Arc<Recorded>) {
-        self.data_len += event.data.get().len();
-        self.events.push(event);
-    }
-
-    const fn is_full(&self, bounds: &Bounds) -> bool {
-        self.events.len() >= bounds.events || self.data_len >= bounds.data_len
-    }
 }
 
 /// A pass over the events after `after` that are in memory; `None` if the first of them is not.
@@ -156,19 +128,8 @@ pub(crate) fn from_memory(
     upto: Position,
     bounds: Bounds,
 ) -> Option<Looked> {
-    let wide = usize::try_from(upto.get().saturating_sub(after.get())).unwrap_or(usize::MAX);
-    let recent = shared.recent(after, wide)?;
-    let mut looked = Looked::from(after);
-    for event in recent {
-        if looked.is_full(&bounds) {
-            break;
-        }
-        looked.upto = event.position;
-        if wanted.wants(event.segment.as_str(), &event.kind, &event.key) {
-            looked.add(event);
-        }
-    }
-    Some(looked)
+    let recent = |after, wide| shared.recent(after, wide);
+    pass::in_memory(recent, wanted, (after, upto), bounds.room)
 }
 
 /// A pass over the events after `after`, up to `upto`, from files. Blocks. Where the filter names keys
@@ -185,7 +146,7 @@ pub(crate) fn from_files(
     }
     let mut looked = Looked::from(after);
     let (mut frames, mut read_len) = (Frames::new(shared), 0);
-    while looked.upto < upto && !looked.is_full(&bounds) && read_len < bounds.read_len {
+    while looked.upto < upto && !looked.fills(bounds.room) && read_len < bounds.read_len {
         let due = looked.upto.next();
         read_len += frames.read(due)?;
         frames.each(due, upto, |event| {
@@ -193,7 +154,7 @@ pub(crate) fn from_files(
             if wanted.wants(event.segment, event.kind, event.key) {
                 looked.add(Arc::new(wanted.recorded(event)?));
             }
-            Ok(match looked.is_full(&bounds) {
+            Ok(match looked.fills(bounds.room) {
                 true => ControlFlow::Break(()),
                 false => ControlFlow::Continue(()),
             })
@@ -261,8 +222,10 @@ pub(crate) fn exactly(
     }
     let mut all = Wanted::new(Filter::default(), vec![SegmentGlob::all()]);
     let bounds = Bounds {
-        events: count,
-        data_len: usize::MAX,
+        room: Room {
+            events: count,
+            data_len: usize::MAX,
+        },
         read_len: usize::MAX,
     };
     let upto = Position(after.get().saturating_add(count as u64));

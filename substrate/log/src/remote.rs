@@ -14,12 +14,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use http::{Method, StatusCode};
+use http::Method;
 use tabbify_api::log::{
     Append, AppendError, Appended, EVENTS_PATH, EventLog, Filter, HEAD_HEADER, HEAD_PATH, Head,
     NEXT_AFTER_HEADER, PAGE_EVENTS_MAX, Page, ReadError, Subscribe, VERIFY_PATH, Verification,
 };
-use tabbify_api::{BoxFuture, ErrorCode, Problem};
+use tabbify_api::{BoxFuture, Problem};
 use tabbify_process::Tasks;
 pub use tabbify_process::connect::{Bearer, Connect, Stream, UnixSocket};
 use tabbify_types::{Position, Recorded};
@@ -178,18 +178,10 @@ async fn succeeded(received: Received) -> Result<(http::response::Parts, Bytes),
     if parts.status.is_success() {
         return Ok((parts, bytes));
     }
-    Err(Failed::Refused(Box::new(problem_in(parts.status, &bytes))))
-}
-
-/// Something between us and the service may answer in its own words.
-fn problem_in(status: StatusCode, bytes: &[u8]) -> Problem {
-    serde_json::from_slice(bytes).unwrap_or_else(|_| {
-        let code = match status.as_u16() {
-            400..500 => ErrorCode::BadRequest,
-            _ => ErrorCode::Unavailable,
-        };
-        Problem::new(code, format!("status {status} without a problem document"))
-    })
+    Err(Failed::Refused(Box::new(Problem::of_answer(
+        parts.status.as_u16(),
+        &bytes,
+    ))))
 }
 
 async fn json<T: serde::de::DeserializeOwned>(received: Received) -> Result<T, Failed> {

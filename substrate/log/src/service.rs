@@ -102,6 +102,17 @@ impl Service {
         self
     }
 
+    /// The same service within the same limits, for a connection of whose other end more is known, such as
+    /// the key that it has proven.
+    #[must_use]
+    pub fn authorized_by(&self, authorize: Arc<dyn Authorize>) -> Self {
+        let mut shared = Shared::clone(&self.shared);
+        shared.authorize = authorize;
+        Self {
+            shared: Arc::new(shared),
+        }
+    }
+
     /// Serves the connections of a unix socket until the tasks end. Its permissions are the caller's.
     pub async fn serve_unix(self, listener: UnixListener) {
         let server = self.shared.server.clone();

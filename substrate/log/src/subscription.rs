@@ -13,13 +13,12 @@ use tokio::task::JoinHandle;
 
 use crate::log::Shared;
 use crate::marks::Marks;
-use crate::reader::{self, Bounds, Looked, Wanted};
+use crate::pass::{Looked, Room};
+use crate::reader::{self, Bounds, Wanted};
 
-/// LIMIT: one pass of a subscription, which is what it holds in memory. Most frames fit whole: one that
-/// does not is verified once for each pass over it.
+/// LIMIT: one pass. Most frames fit whole: one that does not is verified once for each pass over it.
 const PASS: Bounds = Bounds {
-    events: 2048,
-    data_len: 1024 * 1024,
+    room: Room::SUBSCRIPTION,
     read_len: 4 * 1024 * 1024,
 };
 

@@ -13,9 +13,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use tabbify_api::log::{Append, AppendError, Appended, BATCH_LEN_MAX};
-use tabbify_types::{Position, Recorded};
+use tabbify_types::{Position, Recorded, Rev};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
+use crate::batch;
 use crate::disk::{DiskFile, Guard, SyncPoint};
 use crate::error::OpenError;
 use crate::extent::{self, EXTENT_HEADER_LEN, ExtentHeader, Spare, is_full};
@@ -218,15 +219,15 @@ impl Writer {
             };
             match judge.verdict(&request.batch).map_err(io::Error::other)? {
                 Verdict::Answered(answer) => group.answer(request, answer),
-                Verdict::Write if self.fits(&group, &request) => {
-                    self.take(shared, &mut group, request)?;
+                Verdict::Write(revs) if self.fits(&group, &request) => {
+                    self.take(shared, &mut group, request, revs)?;
                 }
-                Verdict::Write if !self.frame.is_empty() => {
+                Verdict::Write(_) if !self.frame.is_empty() => {
                     self.answered = group.answers.len();
                     return Ok((group, Some(request)));
                 }
-                Verdict::Write => match self.next_extent(shared, request.len)? {
-                    Ok(()) => self.take(shared, &mut group, request)?,
+                Verdict::Write(revs) => match self.next_extent(shared, request.len)? {
+                    Ok(()) => self.take(shared, &mut group, request, revs)?,
                     Err(full) => group.answer(request, Err(full)),
                 },
             }
@@ -270,34 +271,24 @@ impl Writer {
     }
 
     /// Adds a judged batch to the frame and to the tip.
-    fn take(&mut self, shared: &Shared, group: &mut Group, mut request: Request) -> io::Result<()> {
+    fn take(
+        &mut self,
+        shared: &Shared,
+        group: &mut Group,
+        mut request: Request,
+        revs: Vec<Rev>,
+    ) -> io::Result<()> {
         let at = self.options.clock.now();
         let events = std::mem::take(&mut request.batch.events);
         let first = self.pending_head(group).next();
         let len = u16::try_from(events.len()).expect("INVARIANT: batch::check has bounded it");
-        let mut revs = Vec::with_capacity(events.len());
-        for (index, event) in (0..len).zip(events) {
+        for ((index, event), rev) in (0..len).zip(events).zip(&revs) {
             let batch = BatchPlace { index, len };
             let position = self.pending_head(group).next();
             let of_key = (event.segment.as_str(), &*event.key);
             let place = Place { position, batch };
-            let rev = shared.index.insert(of_key, event.id, place);
-            let rev = rev.map_err(io::Error::other)?;
-            revs.push(rev);
-            let event = Recorded {
-                position,
-                segment: event.segment,
-                key: event.key,
-                rev,
-                id: event.id,
-                kind: event.kind,
-                version: event.version,
-                at,
-                actor: (*request.actor).to_owned(),
-                cause: event.cause,
-                trace: event.trace,
-                data: event.data,
-            };
+            shared.index.insert(of_key, *rev, event.id, place);
+            let event = batch::recorded(event, position, *rev, at, &request.actor);
             let (record, start) = self.frame.push(&event, batch);
             let record = Locator::of(record, start as u64).map_err(io::Error::other)?;
             group.records.push(record);

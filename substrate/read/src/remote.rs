@@ -9,7 +9,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use http::{HeaderMap, StatusCode};
+use http::HeaderMap;
 use serde::de::DeserializeOwned;
 use tabbify_api::read::{
     APPROVALS_PATH, APPS_PATH, AUDIT_PATH, Answer, AppDetail, AppRow, ApprovalRow, ApprovalStatus,
@@ -150,22 +150,14 @@ async fn get<T: DeserializeOwned>(
     let path = format!("{path}?{}", query.encode());
     let (parts, bytes) = connections.get(&path).await?;
     if !parts.status.is_success() {
-        return Err(problem::to_query(problem_in(parts.status, &bytes)));
+        return Err(problem::to_query(Problem::of_answer(
+            parts.status.as_u16(),
+            &bytes,
+        )));
     }
     let answer = serde_json::from_slice(&bytes);
     let answer = answer.map_err(|error| broken("an answer is not understood", &error))?;
     Ok((answer, parts.headers))
-}
-
-/// Something between us and the service may answer in its own words.
-fn problem_in(status: StatusCode, bytes: &[u8]) -> Problem {
-    serde_json::from_slice(bytes).unwrap_or_else(|_| {
-        let code = match status.as_u16() {
-            400..500 => ErrorCode::BadRequest,
-            _ => ErrorCode::Unavailable,
-        };
-        Problem::new(code, format!("status {status} without a problem document"))
-    })
 }
 
 fn broken(what: &'static str, error: &dyn fmt::Display) -> QueryError {

@@ -41,6 +41,7 @@ pub struct Service {
 }
 
 /// What every request needs.
+#[derive(Clone)]
 struct Shared {
     model: Arc<dyn ReadModel>,
     authorize: Arc<dyn Authorize>,
@@ -60,6 +61,17 @@ impl Service {
             answers: Arc::new(Semaphore::new(ANSWERS_LEN_MAX)),
             closing: tasks.token(),
         };
+        Self {
+            shared: Arc::new(shared),
+        }
+    }
+
+    /// The same service within the same limits, for a connection of whose other end more is known, such as
+    /// the key that it has proven.
+    #[must_use]
+    pub fn authorized_by(&self, authorize: Arc<dyn Authorize>) -> Self {
+        let mut shared = Shared::clone(&self.shared);
+        shared.authorize = authorize;
         Self {
             shared: Arc::new(shared),
         }

@@ -64,7 +64,8 @@ async fn route(
     let (parts, incoming) = request.into_parts();
     let (method, path) = (&parts.method, parts.uri.path());
     let source = source(peer, &parts.headers)?;
-    let token = bearer(&parts.headers)?;
+    let token = tabbify_http::presented(&parts.headers)
+        .map_err(|twice| plain(ErrorCode::BadRequest, &twice.to_string()))?;
     let caller = Caller {
         token: token.unwrap_or_default(),
         proven: peer.proven,
@@ -191,21 +192,6 @@ fn source(peer: &Peer, headers: &HeaderMap) -> Result<String, Box<Problem>> {
         .filter(|said| said.len() <= SOURCE_LEN_MAX);
     let said = said.ok_or_else(|| plain(ErrorCode::BadRequest, "the source is no address"))?;
     Ok(said.to_owned())
-}
-
-/// The bearer token (RFC 6750 section 2.1), which comes once or not at all.
-fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Box<Problem>> {
-    let mut values = headers.get_all(header::AUTHORIZATION).iter();
-    let value = match (values.next(), values.next()) {
-        (None, _) => return Ok(None),
-        (Some(value), None) => value,
-        (Some(_), Some(_)) => {
-            return Err(plain(ErrorCode::BadRequest, "authorization comes twice"));
-        }
-    };
-    let parts = value.to_str().ok().and_then(|value| value.split_once(' '));
-    let bearer = parts.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
-    Ok(bearer.map(|(_, token)| token.trim()))
 }
 
 fn only(method: &Method, allowed: &Method, path: &str) -> Result<(), Box<Problem>> {

@@ -1,6 +1,7 @@
 //! A line to a log that may not be there yet, or not any more: whoever follows it has one thing to
 //! hold on to.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use super::{Append, AppendError, Appended, EventLog, Filter, Page, ReadError, Subscribe};
@@ -10,22 +11,31 @@ use tabbify_types::Position;
 /// A log behind a line that can be joined and cut. Without one behind it, it answers as a log that is
 /// stopping: try again.
 #[derive(Debug, Default)]
-pub struct Line(RwLock<Option<Arc<dyn EventLog>>>);
+pub struct Line {
+    log: RwLock<Option<Arc<dyn EventLog>>>,
+    /// The last head that was told.
+    told: AtomicU64,
+}
 
 impl Line {
     /// A line with `log` behind it.
     #[must_use]
     pub fn to(log: Arc<dyn EventLog>) -> Arc<Self> {
-        Arc::new(Self(RwLock::new(Some(log))))
+        let line = Self::default();
+        line.join(Some(log));
+        Arc::new(line)
     }
 
     /// Joins the line to `log`; `None` cuts it. What was subscribed before goes on where it was.
     pub fn join(&self, log: Option<Arc<dyn EventLog>>) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = log;
+        let mut behind = self.log.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(before) = std::mem::replace(&mut *behind, log) {
+            self.told.store(before.head().get(), Ordering::Relaxed);
+        }
     }
 
     fn log(&self) -> Option<Arc<dyn EventLog>> {
-        let log = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let log = self.log.read().unwrap_or_else(PoisonError::into_inner);
         log.clone()
     }
 }
@@ -55,8 +65,15 @@ impl EventLog for Line {
         log.subscribe(filter, after)
     }
 
-    /// Nothing, without a log behind it.
+    /// Without a log behind it what was told before, as a client over a network does.
     fn head(&self) -> Position {
-        self.log().map_or(Position(0), |log| log.head())
+        match self.log() {
+            Some(log) => {
+                let head = log.head();
+                self.told.store(head.get(), Ordering::Relaxed);
+                head
+            }
+            None => Position(self.told.load(Ordering::Relaxed)),
+        }
     }
 }

@@ -11,12 +11,12 @@ use super::Shared;
 use super::reader::{Bounds, Reading};
 use super::subscription::Subscription;
 use crate::client::Engine;
+use crate::pass::Room;
 use crate::reader::Wanted;
 use crate::writer::Request;
 
-/// LIMIT: bytes of data in one page, and positions looked at for it: a page may come back short, or
-/// empty, before the head; `next_after` says how far it has looked.
-const PAGE_DATA_LEN_MAX: usize = 8 * 1024 * 1024;
+/// LIMIT: positions looked at for one page: it may come back short, or empty, before the head;
+/// `next_after` says how far it has looked.
 const PAGE_POSITIONS_MAX: u64 = 256 * 1024;
 
 impl Engine for Shared {
@@ -41,8 +41,7 @@ impl Engine for Shared {
         Box::pin(async move {
             let (mut reading, head) = (Reading::new(wanted), Self::head(&self));
             let bounds = Bounds {
-                events: limit,
-                data_len: PAGE_DATA_LEN_MAX,
+                room: Room::page(limit),
                 positions: PAGE_POSITIONS_MAX,
             };
             let looked = match reading.pass_in_memory(&self, after, head, bounds) {

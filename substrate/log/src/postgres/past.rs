@@ -144,20 +144,14 @@ impl GroupPast {
         self.recorded.insert(position, event);
     }
 
-    /// Takes the next event of a key and answers its revision.
-    pub(super) fn advance(&mut self, segment: &Segment, key: &str) -> Rev {
-        let rev = self
-            .revs
-            .get_mut(segment)
-            .and_then(|keys| keys.get_mut(key))
-            .expect("INVARIANT: the keys of every batch of the group were loaded");
-        *rev = rev.next();
-        *rev
-    }
-
     /// The next event of the log is this one.
     pub(super) fn add(&mut self, event: Arc<Recorded>, batch: BatchPlace) {
         self.head = event.position;
+        let keys = self.revs.get_mut(&event.segment);
+        let last = keys
+            .and_then(|keys| keys.get_mut(&event.key))
+            .expect("INVARIANT: the keys of every batch of the group were loaded");
+        *last = event.rev;
         self.know(event, batch);
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tabbify_api::log::ReadError;
 use tabbify_process::chain;
-use tabbify_types::{Position, Recorded};
+use tabbify_types::Position;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_postgres::types::Type;
@@ -17,6 +17,7 @@ use super::connection::Connection;
 use super::error::OpenError;
 use super::rows::{self, COLUMNS, signed};
 use super::schema::sql;
+use crate::pass::{self, Looked, Room};
 use crate::reader::Wanted;
 
 /// LIMIT: connections for reading, all readers together.
@@ -47,40 +48,10 @@ impl Default for Readers {
 /// Where one pass stops, whichever comes first.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bounds {
-    /// Matching events.
-    pub(super) events: usize,
-    /// Bytes of their data.
-    pub(super) data_len: usize,
+    /// What it gives.
+    pub(super) room: Room,
     /// Positions looked at in the tables.
     pub(super) positions: u64,
-}
-
-/// What one pass gave.
-#[derive(Debug)]
-pub(super) struct Looked {
-    pub(super) events: Vec<Arc<Recorded>>,
-    /// The last position that was looked at.
-    pub(super) upto: Position,
-    data_len: usize,
-}
-
-impl Looked {
-    const fn from(after: Position) -> Self {
-        Self {
-            events: Vec::new(),
-            upto: after,
-            data_len: 0,
-        }
-    }
-
-    fn add(&mut self, event: Arc<Recorded>) {
-        self.data_len += event.data.get().len();
-        self.events.push(event);
-    }
-
-    const fn is_full(&self, bounds: &Bounds) -> bool {
-        self.events.len() >= bounds.events || self.data_len >= bounds.data_len
-    }
 }
 
 /// What one reader may have and wants.
@@ -110,22 +81,8 @@ impl Reading {
         upto: Position,
         bounds: Bounds,
     ) -> Option<Looked> {
-        let wide = usize::try_from(upto.get().saturating_sub(after.get())).unwrap_or(usize::MAX);
-        let recent = shared.recent(after, wide)?;
-        let mut looked = Looked::from(after);
-        for event in recent {
-            if looked.is_full(&bounds) {
-                break;
-            }
-            looked.upto = event.position;
-            if self
-                .wanted
-                .wants(event.segment.as_str(), &event.kind, &event.key)
-            {
-                looked.add(event);
-            }
-        }
-        Some(looked)
+        let recent = |after, wide| shared.recent(after, wide);
+        pass::in_memory(recent, &mut self.wanted, (after, upto), bounds.room)
     }
 
     /// A pass over the events after `after`, up to `upto`, from the tables.
@@ -143,7 +100,7 @@ impl Reading {
         } else {
             ROWS_MAX as u64
         };
-        while looked.upto < end && !looked.is_full(&bounds) {
+        while looked.upto < end && !looked.fills(bounds.room) {
             let to = Position(end.get().min(looked.upto.get() + wide));
             let rows = self.rows(shared, looked.upto, to).await?;
             self.take(&rows, to, &bounds, &mut looked)?;
@@ -163,7 +120,7 @@ impl Reading {
         looked: &mut Looked,
     ) -> Result<(), ReadError> {
         for row in rows {
-            if looked.is_full(bounds) {
+            if looked.fills(bounds.room) {
                 return Ok(());
             }
             let (event, _) = rows::decode(row).map_err(|what| damaged(row, what))?;

@@ -9,13 +9,13 @@ use tabbify_types::Position;
 use tokio::sync::watch;
 
 use super::Shared;
-use super::reader::{Bounds, Looked, Reading};
+use super::reader::{Bounds, Reading};
 use crate::marks::Marks;
+use crate::pass::{Looked, Room};
 
-/// LIMIT: one pass of a subscription, which is what it holds in memory.
+/// LIMIT: one pass.
 const PASS: Bounds = Bounds {
-    events: 256,
-    data_len: 1024 * 1024,
+    room: Room::SUBSCRIPTION,
     positions: 64 * 1024,
 };
 

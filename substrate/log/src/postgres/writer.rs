@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tabbify_api::log::{Append, AppendError, Appended, BATCH_LEN_MAX};
 use tabbify_process::chain;
-use tabbify_types::{Position, Recorded};
+use tabbify_types::{Position, Recorded, Rev};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_postgres::Statement;
@@ -26,6 +26,7 @@ use super::lease::{self, Term};
 use super::past::{self, GroupPast};
 use super::rows::{ARRAYS, COLUMNS, Columns, signed};
 use super::schema::sql;
+use crate::batch;
 use crate::frame::{FrameBuilder, FrameHash};
 use crate::judge::{Verdict, verdict};
 use crate::record::BatchPlace;
@@ -255,7 +256,7 @@ impl Writer {
         for mut request in requests {
             let answer = match verdict(&request.batch, &past) {
                 Verdict::Answered(answer) => answer,
-                Verdict::Write => Ok(self.take(&mut group, &mut past, &mut request)),
+                Verdict::Write(revs) => Ok(self.take(&mut group, &mut past, &mut request, revs)),
             };
             group.answers.push((request, answer));
         }
@@ -263,32 +264,23 @@ impl Writer {
     }
 
     /// Numbers the events of a batch that will be written.
-    fn take(&self, group: &mut Group, past: &mut GroupPast, request: &mut Request) -> Appended {
+    fn take(
+        &self,
+        group: &mut Group,
+        past: &mut GroupPast,
+        request: &mut Request,
+        revs: Vec<Rev>,
+    ) -> Appended {
         let at = self.shared.options.clock.now();
         let events = std::mem::take(&mut request.batch.events);
         let len = u16::try_from(events.len()).expect("INVARIANT: batch::check has bounded it");
-        let mut revs = Vec::with_capacity(events.len());
         let mut position = crate::judge::Past::head(past);
         let first = position.next();
-        for (index, event) in (0..len).zip(events) {
+        for ((index, event), rev) in (0..len).zip(events).zip(&revs) {
             position = position.next();
-            let rev = past.advance(&event.segment, &event.key);
-            revs.push(rev);
             let place = BatchPlace { index, len };
-            let event = Arc::new(Recorded {
-                position,
-                segment: event.segment,
-                key: event.key,
-                rev,
-                id: event.id,
-                kind: event.kind,
-                version: event.version,
-                at,
-                actor: (*request.actor).to_owned(),
-                cause: event.cause,
-                trace: event.trace,
-                data: event.data,
-            });
+            let event = batch::recorded(event, position, *rev, at, &request.actor);
+            let event = Arc::new(event);
             past.add(Arc::clone(&event), place);
             group.events.push((event, place));
         }

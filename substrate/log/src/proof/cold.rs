@@ -3,9 +3,10 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use tabbify_api::log::{Append, Filter, ReadError};
-use tabbify_types::Position;
+use tabbify_api::log::{Append, AppendError, Filter, ReadError};
+use tabbify_types::{Position, Rev};
 
 use super::Wrong;
 use super::engine::{DIR, Engine, SEGMENTS, Seal, event, tiered};
@@ -14,6 +15,7 @@ use crate::cold::{ColdError, Done};
 use crate::disk::sim::{SimDisk, State};
 use crate::disk::{Disk as _, Tiered};
 use crate::error::OpenError;
+use crate::index::page::PAGE_LEN;
 
 const EXTENT_LEN: u64 = 8192;
 /// Events of the log; the first of them are stored.
@@ -38,10 +40,15 @@ async fn all(engine: &Engine) -> Result<Vec<String>, Wrong> {
 
 /// A log of which every extent that may be is only in the store; and what it said before it was.
 async fn stored_log() -> Result<(State, Vec<String>), Wrong> {
+    stored_log_of(one).await
+}
+
+/// The same, of these batches.
+async fn stored_log_of(batch: impl Fn(u128) -> Append) -> Result<(State, Vec<String>), Wrong> {
     let disk = SimDisk::default();
     let mut engine = open(&disk)?;
     for n in 1..=EVENTS {
-        engine.append(one(n))?;
+        engine.append(batch(n))?;
     }
     let before = all(&engine).await?;
     let local = disk.state().ending_in(".extent").len();
@@ -118,6 +125,39 @@ async fn a_store_that_is_away_takes_nothing_from_writers() {
     disk.faults(|faults| faults.objects_away = false);
     let again = all(&open(&disk).unwrap()).await.unwrap();
     assert_eq!(again[..before.len()], before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_index_that_is_damaged_meanwhile_refuses_batches_and_not_the_log() {
+    // Nothing in memory tells of a key that was last written long ago.
+    let batch = |n: u128| {
+        let key = if n < EVENTS / 2 { "early" } else { "late" };
+        Append::of(vec![event(n, SEGMENTS[0], key, 2000)])
+    };
+    let (state, _) = stored_log_of(batch).await.unwrap();
+    // It expects nothing: the index is asked for the revision that it gets.
+    let next = || Append::of(vec![event(20, SEGMENTS[0], "early", 10)]);
+    let mut refused = 0;
+    for (run, bytes) in state.ending_in(".run") {
+        for at in (100..bytes.len()).step_by(PAGE_LEN) {
+            let disk = SimDisk::of(state.clone());
+            let mut engine = open(&disk).unwrap();
+            let file = disk.open_to_write(&run).unwrap();
+            file.write_all_at(&[bytes[at] ^ 1], at as u64).unwrap();
+            disk.faults(|faults| faults.objects_away = true);
+            match engine.append(next()) {
+                Ok(_) => {}
+                Err(AppendError::Stopping) => refused += 1,
+                Err(other) => panic!("{} byte {at}: {other}", run.display()),
+            }
+            disk.faults(|faults| faults.objects_away = false);
+            // A store that did not answer is left alone for a while.
+            tokio::time::advance(Duration::from_secs(3)).await;
+            let rev = engine.append(next()).unwrap().revs;
+            assert_eq!(rev, [Rev(6)]);
+        }
+    }
+    assert!(refused > 0, "no page was needed");
 }
 
 #[tokio::test]

@@ -10,11 +10,12 @@ use tabbify_api::log::ReadError;
 use tabbify_types::Position;
 
 use super::frames::Frames;
-use super::{Bounds, Looked, Wanted, lost};
+use super::{Bounds, Wanted, lost};
 use crate::disk::DiskFile;
 use crate::fields::size;
 use crate::index::{Found, KeyHash, Locator};
 use crate::log::Shared;
+use crate::pass::Looked;
 use crate::record::{self, EventRef};
 
 /// LIMIT: events that the index is asked for at once.
@@ -31,13 +32,13 @@ pub(super) fn pass(
     let mut looked = Looked::from(after);
     let (mut records, mut read_len) = (Records::new(shared), 0);
     loop {
-        let room = bounds.events.saturating_sub(looked.events.len());
+        let room = bounds.room.events.saturating_sub(looked.events.len());
         let limit = room.clamp(1, FOUND_MAX);
         let found = find(shared, keys, (looked.upto, upto), limit)?;
         let all = found.len() < limit;
         let mut found = found.into_iter().peekable();
         while let Some(next) = found.next() {
-            if looked.is_full(&bounds) || read_len >= bounds.read_len {
+            if looked.fills(bounds.room) || read_len >= bounds.read_len {
                 return Ok(looked);
             }
             let mut take = |event: &EventRef<'_>| {
@@ -45,7 +46,7 @@ pub(super) fn pass(
                 if wanted.wants(event.segment, event.kind, event.key) {
                     looked.add(Arc::new(wanted.recorded(event)?));
                 }
-                Ok(looked.is_full(&bounds))
+                Ok(looked.fills(bounds.room))
             };
             match &next.at {
                 Some((extent, at)) if records.read(extent, at, next.position, &mut take)? => {
@@ -71,7 +72,7 @@ pub(super) fn pass(
                 }
             }
         }
-        if looked.is_full(&bounds) {
+        if looked.fills(bounds.room) {
             return Ok(looked);
         }
         if all {

@@ -10,12 +10,12 @@ use tokio::sync::{Semaphore, mpsc};
 use super::{Bounds, Wanted, from_files, from_memory};
 use crate::client::Engine;
 use crate::log::Shared;
+use crate::pass::Room;
 use crate::subscription::Subscription;
 use crate::writer::Request;
 
-/// LIMIT: bytes of data in one page, and of frames read for it: a page may come back short, or
-/// empty, before the head; `next_after` says how far it has looked.
-const PAGE_DATA_LEN_MAX: usize = 8 * 1024 * 1024;
+/// LIMIT: bytes of frames read for one page: it may come back short, or empty, before the head;
+/// `next_after` says how far it has looked.
 const PAGE_READ_LEN_MAX: usize = 64 * 1024 * 1024;
 
 impl Engine for Shared {
@@ -40,8 +40,7 @@ impl Engine for Shared {
         Box::pin(async move {
             let head = Self::head(&self);
             let bounds = Bounds {
-                events: limit,
-                data_len: PAGE_DATA_LEN_MAX,
+                room: Room::page(limit),
                 read_len: PAGE_READ_LEN_MAX,
             };
             let recent = from_memory(&self, &mut wanted, after, head, bounds);

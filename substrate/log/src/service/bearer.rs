@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use http::{HeaderMap, header};
+use http::HeaderMap;
 use tabbify_api::auth::AuthError;
 use tabbify_api::log::{Authorize, LogScope};
 use tabbify_api::{BoxFuture, ErrorCode, Problem};
@@ -59,17 +59,9 @@ impl LastSeen {
 
 /// The bearer token of a request. Nothing else says who asks.
 pub(super) fn token(headers: &HeaderMap) -> Result<&str, Box<Problem>> {
-    let missing = || problem::plain(ErrorCode::TokenMissing, "no bearer token came along");
-    let value = headers.get(header::AUTHORIZATION).ok_or_else(missing)?;
-    let (scheme, token) = value
-        .to_str()
-        .ok()
-        .and_then(|value| value.split_once(' '))
-        .ok_or_else(missing)?;
-    if !scheme.eq_ignore_ascii_case("bearer") {
-        return Err(missing());
-    }
-    Ok(token.trim())
+    let presented = tabbify_http::presented(headers)
+        .map_err(|twice| problem::plain(ErrorCode::BadRequest, &twice.to_string()))?;
+    presented.ok_or_else(|| problem::plain(ErrorCode::TokenMissing, "no bearer token came along"))
 }
 
 pub(super) fn refused(error: &AuthError) -> Box<Problem> {

@@ -4,7 +4,7 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-use http::{HeaderMap, Method, Request, header};
+use http::{HeaderMap, Method, Request};
 use hyper::body::Incoming;
 use serde::Serialize;
 use tabbify_api::read::{
@@ -116,17 +116,11 @@ async fn prepare(shared: &Shared, request: &Request<Incoming>) -> Refusable<Aske
 
 /// Who the bearer is. Nothing else says who asks.
 fn authorize(shared: &Shared, headers: &HeaderMap) -> Refusable<Reader> {
-    let missing = || problem::plain(ErrorCode::TokenMissing, "no bearer token came along");
-    let value = headers.get(header::AUTHORIZATION).ok_or_else(missing)?;
-    let (scheme, token) = value
-        .to_str()
-        .ok()
-        .and_then(|value| value.split_once(' '))
-        .ok_or_else(missing)?;
-    if !scheme.eq_ignore_ascii_case("bearer") {
-        return Err(missing());
-    }
-    shared.authorize.authorize(token.trim()).map_err(|error| {
+    let presented = tabbify_http::presented(headers)
+        .map_err(|twice| problem::plain(ErrorCode::BadRequest, &twice.to_string()))?;
+    let token = presented
+        .ok_or_else(|| problem::plain(ErrorCode::TokenMissing, "no bearer token came along"))?;
+    shared.authorize.authorize(token).map_err(|error| {
         tracing::debug!(%error, "a token is refused");
         problem::of_auth(&error)
     })

@@ -1,75 +1,13 @@
 //! The log goes away and comes back: what was folded is served, and its age is told.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
-use tabbify_api::BoxFuture;
-use tabbify_api::log::{
-    Append, AppendError, Appended, EventLog, Filter, Page, ReadError, Subscribe,
-};
+use tabbify_api::log::{EventLog, Line};
 use tabbify_api::read::{ReadModel as _, ReadScope, Window};
-use tabbify_types::{Position, Tenant};
+use tabbify_types::Tenant;
 
 use crate::history::served;
 use crate::support::{Outcome, Running, Wrong, app, append, open_log};
-
-/// The line to a log, which can be cut and joined again, to the same one or another. Positions that it
-/// has told it knows while it is cut, as a client over a network does.
-#[derive(Debug)]
-struct Line {
-    log: RwLock<Option<Arc<dyn EventLog>>>,
-    told: RwLock<Position>,
-}
-
-impl Line {
-    fn to(log: Option<&Arc<dyn EventLog>>) -> Arc<Self> {
-        let told = log.map_or(Position(0), |log| log.head());
-        Arc::new(Self {
-            log: RwLock::new(log.cloned()),
-            told: RwLock::new(told),
-        })
-    }
-
-    fn join(&self, log: Option<&Arc<dyn EventLog>>) {
-        *self.log.write().unwrap_or_else(PoisonError::into_inner) = log.cloned();
-    }
-
-    fn log(&self) -> Option<Arc<dyn EventLog>> {
-        let log = self.log.read().unwrap_or_else(PoisonError::into_inner);
-        log.clone()
-    }
-}
-
-impl EventLog for Line {
-    fn append(&self, batch: Append) -> BoxFuture<'_, Result<Appended, AppendError>> {
-        Box::pin(async move {
-            let log = self.log().ok_or(AppendError::Stopping)?;
-            log.append(batch).await
-        })
-    }
-
-    fn read(
-        &self,
-        filter: Filter,
-        after: Position,
-        limit: usize,
-    ) -> BoxFuture<'_, Result<Page, ReadError>> {
-        Box::pin(async move {
-            let log = self.log().ok_or(ReadError::Stopping)?;
-            log.read(filter, after, limit).await
-        })
-    }
-
-    fn subscribe(&self, filter: Filter, after: Position) -> Result<Box<dyn Subscribe>, ReadError> {
-        let log = self.log().ok_or(ReadError::Stopping)?;
-        log.subscribe(filter, after)
-    }
-
-    fn head(&self) -> Position {
-        let mut told = self.told.write().unwrap_or_else(PoisonError::into_inner);
-        *told = self.log().map_or(*told, |log| log.head());
-        *told
-    }
-}
 
 /// Waits until the status is as wanted.
 async fn until(
@@ -102,7 +40,7 @@ async fn it_starts_without_the_log_and_goes_on_when_it_is_back() -> Outcome {
     running.reach(log.head()).await?;
     running.stop().await?;
 
-    let line = Line::to(None);
+    let line = Arc::new(Line::default());
     let cut: Arc<dyn EventLog> = line.clone();
     let running = Running::start(&home, &cut).await?;
     assert_eq!(apps(&running).await?, 1);
@@ -110,7 +48,7 @@ async fn it_starts_without_the_log_and_goes_on_when_it_is_back() -> Outcome {
     assert!(status.stopped.is_some() && status.lag_ms > 0, "{status:?}");
     // Nothing is folded before the log has shown that it is the one.
     append(&log, served(&Tenant::main(), app(2), "blog", 2)).await?;
-    line.join(Some(&log));
+    line.join(Some(Arc::clone(&log)));
     running.reach(log.head()).await?;
     until(&running, |status| {
         status.stopped.is_none() && status.lag_ms == 0
@@ -129,7 +67,7 @@ async fn it_starts_without_the_log_and_goes_on_when_it_is_back() -> Outcome {
     drop(handle);
     let (_handle, log) = open_log(&dir.path().join("log"))?;
     append(&log, served(&Tenant::main(), app(3), "wiki", 3)).await?;
-    line.join(Some(&log));
+    line.join(Some(Arc::clone(&log)));
     running.reach(log.head()).await?;
     assert_eq!(apps(&running).await?, 3);
     running.stop().await
@@ -148,11 +86,11 @@ async fn what_was_trusted_and_is_of_another_log_is_built_again() -> Outcome {
     let (_other, other) = open_log(&dir.path().join("other"))?;
     append(&other, served(&Tenant::main(), app(2), "blog", 2)).await?;
     append(&other, served(&Tenant::main(), app(3), "wiki", 3)).await?;
-    let line = Line::to(None);
+    let line = Arc::new(Line::default());
     let cut: Arc<dyn EventLog> = line.clone();
     let running = Running::start(&home, &cut).await?;
     assert_eq!(apps(&running).await?, 1);
-    line.join(Some(&other));
+    line.join(Some(Arc::clone(&other)));
     running.reach(other.head()).await?;
     assert_eq!(apps(&running).await?, 2);
     running.stop().await
@@ -161,7 +99,7 @@ async fn what_was_trusted_and_is_of_another_log_is_built_again() -> Outcome {
 #[tokio::test]
 async fn without_content_and_without_the_log_there_is_nothing_to_serve() -> Outcome {
     let dir = tempfile::tempdir()?;
-    let cut: Arc<dyn EventLog> = Line::to(None);
+    let cut: Arc<dyn EventLog> = Arc::new(Line::default());
     // A new directory needs no log to begin with.
     let running = Running::start(&dir.path().join("read"), &cut).await?;
     assert_eq!(apps(&running).await?, 0);
