@@ -35,6 +35,7 @@ pub fn key(about: &About, data: &Value) -> anyhow::Result<String> {
         Some("token's id") => text("jti"),
         Some("network's name") => text("network"),
         Some("secret's name") => text("name"),
+        Some("device's address") => text("address"),
         Some(field) => text(field),
         None => bail!("{}: {:?} is no form of a key", about.kind, about.key),
     }

@@ -3,11 +3,15 @@
 //!
 //! Everything here returns `Result`: a test unwraps, its helpers do not.
 
+pub mod apart;
 pub mod catalog;
 pub mod http;
+pub mod machine;
+pub mod place;
 pub mod platform;
 pub mod process;
 pub mod role;
+pub mod stock;
 pub mod wait;
 
 pub use platform::Platform;

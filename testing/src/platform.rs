@@ -40,6 +40,32 @@ pub fn binary(name: &str) -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
+/// Builds an example or fixture (a path below the project's folder) as [`Platform::copy_app`] shares it:
+/// the first time, its dependencies come from the network.
+///
+/// # Errors
+/// If it cannot be built.
+pub fn build_app(from: &str) -> anyhow::Result<()> {
+    let target = root().join("target/wasm-apps");
+    std::fs::create_dir_all(&target)?;
+    let built = std::process::Command::new("cargo")
+        .args([
+            "build",
+            "--release",
+            "--target",
+            "wasm32-wasip2",
+            "--target-dir",
+        ])
+        .arg(target)
+        .current_dir(root().join(from))
+        .env_remove("CARGO_TARGET_DIR")
+        .stdin(Stdio::null())
+        .output()?;
+    let complained = String::from_utf8_lossy(&built.stderr);
+    anyhow::ensure!(built.status.success(), "{from}: {complained}");
+    Ok(())
+}
+
 /// A running platform.
 #[derive(Debug)]
 pub struct Platform {
@@ -57,6 +83,14 @@ impl Platform {
     /// # Errors
     /// If it does not come up, with what it said.
     pub async fn start() -> anyhow::Result<Self> {
+        Self::start_with("").await
+    }
+
+    /// Starts one on a free port with this configuration.
+    ///
+    /// # Errors
+    /// As [`Platform::start`].
+    pub async fn start_with(config: &str) -> anyhow::Result<Self> {
         let home = tempfile::Builder::new().prefix("tabbify-e2e-").tempdir()?;
         let mut platform = Self {
             home,
@@ -65,6 +99,7 @@ impl Platform {
             authority: String::new(),
             port: 0,
         };
+        std::fs::write(platform.config_path(), config)?;
         platform.up().await?;
         Ok(platform)
     }
@@ -86,6 +121,8 @@ impl Platform {
                 "--data-dir",
             ])
             .arg(self.data())
+            .arg("--config")
+            .arg(self.config_path())
             .env("XDG_CONFIG_HOME", self.config())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -158,6 +195,10 @@ impl Platform {
     #[must_use]
     pub fn scratch(&self, name: &str) -> PathBuf {
         self.home.path().join(name)
+    }
+
+    fn config_path(&self) -> PathBuf {
+        self.home.path().join("up.toml")
     }
 
     fn log_path(&self) -> PathBuf {

@@ -109,7 +109,7 @@ async fn what_stands_in_the_way_is_named() -> anyhow::Result<()> {
     );
     let said = refused(&["--data-dir", &data, "--listen", "127.0.0.1:0"]).await?;
     ensure!(
-        said.contains(&format!("in use by tabbify up (pid {pid})")),
+        said.contains(&format!("in use by tabbify (pid {pid})")),
         "{said}"
     );
     let said = refused(&["--data-dir", &other, "--listen", "0.0.0.0:0"]).await?;

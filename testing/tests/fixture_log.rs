@@ -25,7 +25,7 @@ struct Fixture {
     kinds: usize,
 }
 
-const FIXTURES: [Fixture; 2] = [
+const FIXTURES: [Fixture; 3] = [
     Fixture {
         name: "log-v1",
         head: 90,
@@ -37,6 +37,12 @@ const FIXTURES: [Fixture; 2] = [
         head: 94,
         digest: "8ab0c35b1d7adac7ee9b96b558a7225054172b65760c2d56053a25be381a192b",
         kinds: 75,
+    },
+    Fixture {
+        name: "log-v3",
+        head: 97,
+        digest: "743fac97f23e5fa7bdb3d02d389fcfbdff9a4fd37289c4dc70cf9f4c805efec6",
+        kinds: 78,
     },
 ];
 

@@ -10,12 +10,14 @@ use tabbify_testing::platform::root;
 /// LIMIT: lines of one source file (STYLE: stop at 800 without tests).
 const FILE_LINES_MAX: usize = 800;
 /// Crates that run as roles of their own: none depends on another.
-const DAEMONS: [&str; 7] = [
+const DAEMONS: [&str; 9] = [
     "log",
     "read",
     "auth",
     "coordinator",
+    "gateway",
     "node",
+    "registry",
     "supervisor",
     "runner",
 ];
@@ -167,7 +169,7 @@ fn files_are_short_and_say_what_they_are() {
 #[test]
 fn vocabulary_stays_small() {
     for (room, max) in [
-        ("foundation/types/src", 2_600), // docs/adr/0008
+        ("foundation/types/src", 2_800), // docs/adr/0008
         ("foundation/process/src", 1_500),
     ] {
         let sources = files(&[".rs"])

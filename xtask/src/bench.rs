@@ -9,12 +9,15 @@ use serde_json::Value;
 use crate::run::{root, step};
 use crate::setup;
 
-/// What can be measured: its package, the program in it, and the Debian packages of its peers.
+/// What can be measured: its package, the program in it, and where its peers come from.
 struct Bench {
     name: &'static str,
     package: &'static str,
     program: &'static str,
+    /// A program to look for, and the Debian package that has it.
     peers: &'static [(&'static str, &'static str)],
+    /// Crates that have programs, and their versions: built once, into `target/bench-peers`.
+    crates: &'static [(&'static str, &'static str)],
 }
 
 const BENCHES: [Bench; 2] = [
@@ -22,12 +25,12 @@ const BENCHES: [Bench; 2] = [
         name: "log",
         package: "tabbify-log",
         program: "peers",
-        // A program to look for, and the package that has it.
         peers: &[
             ("psql", "postgresql"),
             ("redis-server", "redis-server"),
             ("nats-server", "nats-server"),
         ],
+        crates: &[],
     },
     Bench {
         name: "mesh",
@@ -39,6 +42,7 @@ const BENCHES: [Bench; 2] = [
             ("wg", "wireguard-tools"),
             ("wireguard-go", "wireguard-go"),
         ],
+        crates: &[("boringtun-cli", "0.7.1"), ("gotatun-cli", "0.10.2")],
     },
 ];
 
@@ -49,6 +53,9 @@ pub(crate) fn bench(name: &str, check: bool, more: &[String]) -> anyhow::Result<
     let bench = bench.with_context(|| format!("{name} is not measured; {}", names.join(", ")))?;
     setup::compiler()?;
     setup::programs(bench.peers)?;
+    for (name, version) in bench.crates {
+        install(name, version)?;
+    }
     let out = out(name);
     let out_text = out.to_string_lossy();
     let mut line = vec![
@@ -66,6 +73,14 @@ pub(crate) fn bench(name: &str, check: bool, more: &[String]) -> anyhow::Result<
     step(&line)?;
     println!("── {}", out.display());
     if check { judge(&out) } else { Ok(()) }
+}
+
+/// Does nothing if this version is there.
+fn install(name: &str, version: &str) -> anyhow::Result<()> {
+    let into = root().join("target/bench-peers");
+    let into = into.to_string_lossy();
+    let line = ["cargo", "install", "--locked", "--root", &into];
+    step(&[&line[..], &[name, "--version", version]].concat())
 }
 
 fn out(name: &str) -> PathBuf {

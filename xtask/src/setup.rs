@@ -65,6 +65,16 @@ pub(crate) fn networks() {
     if let Err(error) = programs(&[("ip", "iproute2"), ("nft", "nftables")]) {
         println!("the tests of the mesh behind NATs will not run: {error:#}");
     }
+    if let Err(error) = programs(&[("miniupnpd", "miniupnpd-nftables")]) {
+        println!("the test of a NAT that gives ports will not run: {error:#}");
+    }
+}
+
+/// The other implementation that the mesh's tests talk to. Without it they say that they did not run.
+pub(crate) fn wireguard() {
+    if let Err(error) = programs(&[("wireguard-go", "wireguard-go")]) {
+        println!("the tests of the mesh with wireguard-go will not run: {error:#}");
+    }
 }
 
 /// Programs that are looked for and installed with their packages if they are missing.

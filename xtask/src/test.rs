@@ -1,12 +1,15 @@
 //! Every check there is, in the order in which they fail soonest.
 
+use anyhow::bail;
+
 use crate::run::{step, step_with};
 use crate::setup;
 
 /// Packages outside the workspace that are checked like it: built for wasm32-wasip2.
-const WASM_PACKAGES: [&str; 6] = [
+const WASM_PACKAGES: [&str; 7] = [
     "examples/hello-wasm",
     "examples/stream-wasm",
+    "testing/fixtures/wasm/ask",
     "testing/fixtures/wasm/trap",
     "testing/fixtures/wasm/loop",
     "testing/fixtures/wasm/memory",
@@ -48,6 +51,7 @@ pub(crate) fn test(long: bool) -> anyhow::Result<()> {
     setup::tools()?;
     setup::postgresql();
     setup::networks();
+    setup::wireguard();
     format()?;
     step(&[
         "cargo",
@@ -63,34 +67,25 @@ pub(crate) fn test(long: bool) -> anyhow::Result<()> {
     build()?;
     let length = if long { "long" } else { "bounded" };
     let length = [STRICT, ("TABBIFY_TEST_LENGTH", length)];
-    step_with(
-        &[
-            "cargo",
-            "nextest",
-            "run",
-            CLIPPY,
-            "--workspace",
-            "--no-fail-fast",
-        ],
-        &length,
-    )?;
-    step_with(
-        &["cargo", "test", CLIPPY, "--workspace", "--doc", "--quiet"],
-        &[STRICT],
-    )?;
-    step_with(
-        &[
-            "cargo",
-            "nextest",
-            "run",
-            CLIPPY,
-            "--workspace",
-            "--profile",
-            "e2e",
-            "--no-fail-fast",
-        ],
-        &length,
-    )
+    let nextest = ["cargo", "nextest", "run", CLIPPY, "--workspace"];
+    let ordinary = [&nextest[..], &["--no-fail-fast"]].concat();
+    let documented = ["cargo", "test", CLIPPY, "--workspace", "--doc", "--quiet"];
+    let end_to_end = [&nextest[..], &["--no-fail-fast", "--profile", "e2e"]].concat();
+    // What fails in one does not hide what fails in the next.
+    let results = [
+        step_with(&ordinary, &length),
+        step_with(&documented, &[STRICT]),
+        step_with(&end_to_end, &length),
+    ];
+    let failed: Vec<String> = results
+        .into_iter()
+        .filter_map(Result::err)
+        .map(|error| format!("{error:#}"))
+        .collect();
+    if failed.is_empty() {
+        return Ok(());
+    }
+    bail!("{}", failed.join("\n"))
 }
 
 fn format() -> anyhow::Result<()> {

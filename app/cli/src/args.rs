@@ -1,5 +1,6 @@
 //! What can be asked of `tcli`: its commands and options.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
@@ -66,10 +67,45 @@ pub(crate) enum Command {
     Open(OpenArgs),
     /// The mesh address of an app, derived from its id without asking anybody
     Address(AddressArgs),
+    /// The machines of the platform
+    #[command(subcommand)]
+    Machines(MachinesCommand),
+    /// Make this machine a part of a platform
+    #[command(subcommand)]
+    Node(NodeCommand),
     /// Who the platform takes you for
     Whoami,
     /// Print a bearer token for programs such as curl; it lasts 15 minutes
     Token,
+}
+
+/// Of `machines`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum MachinesCommand {
+    /// Every machine that you may see, and whether it gets work
+    List,
+}
+
+/// Of `node`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum NodeCommand {
+    /// The same as `tcli node join`
+    Up(NodeArgs),
+    /// Join a platform and run apps for it: tabbify join, with its flags
+    Join(NodeArgs),
+}
+
+/// What goes on to `tabbify join`.
+#[derive(Debug, Args)]
+#[command(disable_help_flag = true)]
+pub(crate) struct NodeArgs {
+    /// As for `tabbify join`: HOST:PORT of the coordinator, and its flags
+    #[arg(
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "ARGS"
+    )]
+    pub(crate) rest: Vec<OsString>,
 }
 
 /// Of `init`.

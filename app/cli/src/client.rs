@@ -14,6 +14,7 @@ use tabbify_api::apps::{
 use tabbify_api::artifact::ArtifactPath;
 use tabbify_api::auth::{Identity, WHOAMI_PATH};
 use tabbify_api::error::ErrorCode;
+use tabbify_api::machines::{MACHINES_PATH, MachineList, MachineView};
 use tabbify_types::{AppId, DeployId, SigningKeyId, VersionNumber};
 use ureq::http::Method;
 
@@ -91,6 +92,11 @@ impl Client {
     pub(crate) fn apps(&self) -> Result<Vec<AppView>> {
         let list: AppList = self.call(&Request::get("/v1/apps"))?.json(&self.http)?;
         Ok(list.apps)
+    }
+
+    pub(crate) fn machines(&self) -> Result<Vec<MachineView>> {
+        let list: MachineList = self.call(&Request::get(MACHINES_PATH))?.json(&self.http)?;
+        Ok(list.machines)
     }
 
     pub(crate) fn app(&self, app: AppId) -> Result<AppView> {

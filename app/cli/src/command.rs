@@ -7,6 +7,8 @@ mod events;
 mod init;
 mod lines;
 mod logs;
+mod machines;
+mod node;
 mod open;
 mod push;
 mod status;
@@ -16,7 +18,7 @@ mod whoami;
 use tabbify_api::apps::AppView;
 use tabbify_types::{AppId, AppName};
 
-use crate::args::{Cli, Command, Global};
+use crate::args::{Cli, Command, Global, MachinesCommand, NodeCommand};
 use crate::client::Client;
 use crate::env::Environment;
 use crate::error::{Code, Exit, Failure, Result};
@@ -44,6 +46,8 @@ pub(crate) fn run(cli: Cli) -> Result<Exit> {
         Command::Events(args) => events::run(&tool, args),
         Command::Open(args) => open::run(&tool, args),
         Command::Address(args) => address::run(&tool, args),
+        Command::Machines(MachinesCommand::List) => machines::list(&tool),
+        Command::Node(NodeCommand::Up(args) | NodeCommand::Join(args)) => node::join(args),
         Command::Whoami => whoami::run(&tool),
         Command::Token => token::run(&tool),
     }

@@ -56,6 +56,8 @@ macro_rules! codes {
 codes! {
     /// The command line is not one of ours.
     Usage = "usage", Usage;
+    /// A program that it takes is not on this machine.
+    NoProgram = "no_program", Usage;
     /// There is no manifest in the folder.
     NoManifest = "no_manifest", Usage;
     /// There is one already.

@@ -7,9 +7,11 @@ use tabbify_api::fold;
 use tabbify_types::event::Event;
 use tabbify_types::event::v1::{InstanceRef, LeaseGranted, RunConfig};
 use tabbify_types::{
-    DeployId, Digest, Epoch, EventId, HostName, InstanceId, MeshKey, Position, Rev, SlotId, Tenant,
-    Timestamp, VersionNumber,
+    AppName, DeployId, Digest, Epoch, EventId, HostName, InstanceId, MeshKey, Position, Rev,
+    SlotId, Tenant, Timestamp, VersionNumber,
 };
+
+use crate::trouble::Mark;
 
 /// How far an instance has come. Only ever forwards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -116,6 +118,8 @@ pub enum What {
 pub struct App {
     /// Its tenant: only this tenant's segment speaks about it.
     pub tenant: Tenant,
+    /// Its name in the tenant.
+    pub name: AppName,
     /// Revision of the app in its tenant's segment.
     pub rev: Rev,
     /// Revision of the app in the mesh's segment, where its leases are.
@@ -139,6 +143,8 @@ pub struct App {
     pub successor: Option<InstanceId>,
     /// Replacements since the last deploy, or since an instance lived long.
     pub replaced: u32,
+    /// Since when it cannot run, and nothing can be done about it.
+    pub unavailable: Option<Mark>,
     /// Live leases.
     pub leases: BTreeMap<InstanceId, LeaseGranted>,
     /// Attempts that were requested, so that a request counts once.
@@ -148,9 +154,10 @@ pub struct App {
 impl App {
     /// An app without a past.
     #[must_use]
-    pub const fn new(tenant: Tenant) -> Self {
+    pub const fn new(tenant: Tenant, name: AppName) -> Self {
         Self {
             tenant,
+            name,
             rev: Rev(0),
             mesh_rev: Rev(0),
             releases: BTreeMap::new(),
@@ -162,6 +169,7 @@ impl App {
             serving: None,
             successor: None,
             replaced: 0,
+            unavailable: None,
             leases: BTreeMap::new(),
             deploys: BTreeSet::new(),
         }
@@ -176,10 +184,13 @@ impl App {
         primary.is_some_and(|primary| primary.slot == lease.slot && primary.epoch > lease.epoch)
     }
 
-    /// The version that really serves: its instance has not ended.
+    /// The version that really serves: its instance has not ended, and can be reached.
     #[must_use]
     pub fn served(&self) -> Option<VersionNumber> {
-        let serving = self.serving.as_ref()?;
+        let serving = self
+            .serving
+            .as_ref()
+            .filter(|_| self.unavailable.is_none())?;
         let primary = self.instances.get(&serving.primary)?;
         (primary.reported < Phase::Ended).then_some(serving.version)
     }

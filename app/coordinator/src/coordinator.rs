@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tabbify_api::BoxFuture;
-use tabbify_api::coordinator::Ask;
+use tabbify_api::coordinator::{Ask, Helpers};
 use tabbify_api::fold::Fold as _;
 use tabbify_api::log::{AppendError, EventLog, LogScope};
 use tabbify_api::mesh::{Leases, ResolveError};
@@ -20,6 +20,7 @@ use tabbify_types::{MeshKey, Position, Segment, SegmentGlob, Timestamp};
 use crate::Config;
 use crate::join::JoinError;
 use crate::leases::{Candidates, Holder, holder, lease};
+use crate::machines::Machines;
 use crate::refusal::Refusal;
 use crate::shell::Shell;
 use crate::soft::Soft;
@@ -29,6 +30,10 @@ use crate::watch::Watchers;
 
 /// How long answers are given from what was known when the log went away, unless it is said otherwise.
 pub const OUTAGE_GRACE: Duration = Duration::from_secs(24 * 3600);
+
+/// How long nothing is heard of a machine before it counts as lost, unless it is said otherwise. Machines
+/// report three times within it.
+pub const LOST_AFTER: Duration = Duration::from_secs(60);
 
 /// LIMIT: attempts to write a decision while others write at the same time.
 const ATTEMPTS_MAX: usize = 32;
@@ -64,6 +69,10 @@ pub struct Options {
     pub snapshots: Option<PathBuf>,
     /// How long it answers from what it knows after the log went away; zero is not at all.
     pub outage_grace: Duration,
+    /// How long nothing is heard of a machine before it is declared lost, and its apps go elsewhere.
+    pub lost_after: Duration,
+    /// What members are told that helps them to find each other.
+    pub helpers: Helpers,
 }
 
 impl Options {
@@ -74,7 +83,23 @@ impl Options {
             signers,
             snapshots: None,
             outage_grace: OUTAGE_GRACE,
+            lost_after: LOST_AFTER,
+            helpers: Helpers::default(),
         }
+    }
+
+    /// The same, with relays and STUN servers that members are told of.
+    #[must_use]
+    pub fn helpers(mut self, helpers: Helpers) -> Self {
+        self.helpers = helpers;
+        self
+    }
+
+    /// The same, with machines lost after so long a silence.
+    #[must_use]
+    pub const fn lost_after(mut self, lost_after: Duration) -> Self {
+        self.lost_after = lost_after;
+        self
     }
 
     /// The same, with snapshots in a directory.
@@ -90,6 +115,7 @@ impl fmt::Debug for Options {
         f.debug_struct("Options")
             .field("snapshots", &self.snapshots)
             .field("outage_grace", &self.outage_grace)
+            .field("lost_after", &self.lost_after)
             .finish_non_exhaustive()
     }
 }
@@ -171,7 +197,7 @@ impl Coordinator {
                 tracing::error!(role = "coordinator", error = %chain(&error), "stopping");
             }
         });
-        Ok(Self(Arc::new(Inner {
+        let this = Self(Arc::new(Inner {
             folded,
             log,
             soft: Soft::default(),
@@ -180,7 +206,13 @@ impl Coordinator {
             candidates: Candidates::default(),
             options,
             clock,
-        })))
+        }));
+        let (machines, stop) = (Machines::new(member), tasks.token());
+        let watching = this.clone();
+        tasks.spawn("coordinator-machines", Importance::Essential, async move {
+            let _ = stop.run_until_cancelled(machines.watch(watching)).await;
+        });
+        Ok(this)
     }
 
     /// What the coordinator may do in the log: it reads what [`State`] folds, and writes the same but
@@ -224,6 +256,14 @@ impl Coordinator {
 
     pub(crate) fn now(&self) -> Timestamp {
         self.0.clock.now()
+    }
+
+    pub(crate) fn helpers(&self) -> Helpers {
+        self.0.options.helpers.clone()
+    }
+
+    pub(crate) fn lost_after(&self) -> Duration {
+        self.0.options.lost_after
     }
 
     pub(crate) fn signer(&self) -> Signer {

@@ -7,7 +7,8 @@
 
 use tabbify_api::log::{Append, Expect};
 use tabbify_types::event::v1::{
-    AllowRule, Capability, NetworkAllocated, PeerJoined, PeerLeft, PolicyChanged, SupervisorJoined,
+    AllowRule, Capability, NetworkAllocated, PeerJoined, PeerLeft, PolicyChanged,
+    SupervisorDrainRequested, SupervisorJoined,
 };
 use tabbify_types::event::{Event, EventError};
 use tabbify_types::{HostName, HostUla, MeshKey, NewEvent, Segment, Tenant};
@@ -74,7 +75,7 @@ pub(crate) fn allowed(seen: Vec<Capability>, admitted: &[String]) -> Vec<Capabil
 /// # Errors
 /// [`JoinError`].
 pub fn join(state: &State, config: &Config) -> Result<Option<Append>, JoinError> {
-    let (peers, supervisors) = (Segment::peers(), Segment::supervisors());
+    let peers = Segment::peers();
     let name = config.host.as_str();
     let known = state.networks.get(NETWORK).copied();
     let number = known.unwrap_or(NETWORK_NUMBER);
@@ -90,10 +91,9 @@ pub fn join(state: &State, config: &Config) -> Result<Option<Append>, JoinError>
     }
     let known = state.supervisors.get(&config.host);
     let none = known.is_none() && config.capabilities.is_empty();
-    if known != Some(&config.capabilities) && !none {
-        let (host, capabilities) = (config.host.clone(), config.capabilities.clone());
-        let supervisor = SupervisorJoined { host, capabilities };
-        batch.put(&supervisors, name, &supervisor.into())?;
+    let is_lost = state.is_lost(&config.host);
+    if (known != Some(&config.capabilities) || is_lost) && !none {
+        batch.put_supervisor(&config.host, &config.capabilities)?;
     }
     Ok(batch.finish())
 }
@@ -131,20 +131,46 @@ pub(crate) fn change_policy(
 }
 
 /// A batch in which every event expects the revision that the state has seen.
-struct Draft<'a> {
+pub(crate) struct Draft<'a> {
     state: &'a State,
     batch: Append,
 }
 
 impl<'a> Draft<'a> {
-    fn new(state: &'a State) -> Self {
+    pub(crate) fn new(state: &'a State) -> Self {
         Self {
             state,
             batch: Append::default(),
         }
     }
 
-    fn put(&mut self, segment: &Segment, key: &str, event: &Event) -> Result<(), JoinError> {
+    /// A machine can run apps. One that is to be empty still is: joining again does not change that.
+    pub(crate) fn put_supervisor(
+        &mut self,
+        host: &HostName,
+        capabilities: &[Capability],
+    ) -> Result<(), JoinError> {
+        let segment = Segment::supervisors();
+        let joined = SupervisorJoined {
+            host: host.clone(),
+            capabilities: capabilities.to_vec(),
+        };
+        self.put(&segment, host.as_str(), &joined.into())?;
+        if let Some(drain) = self.state.drain_of(host) {
+            let (host, by) = (host.clone(), drain.by.clone());
+            let name = host.to_string();
+            let again = SupervisorDrainRequested { host, by };
+            self.put(&segment, &name, &again.into())?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn put(
+        &mut self,
+        segment: &Segment,
+        key: &str,
+        event: &Event,
+    ) -> Result<(), JoinError> {
         let new = NewEvent::new(segment.clone(), key, event).map_err(JoinError::Event)?;
         self.batch.events.push(new);
         // A machine may be called like its network: what is expected is said once for both.
@@ -159,7 +185,7 @@ impl<'a> Draft<'a> {
         Ok(())
     }
 
-    fn finish(self) -> Option<Append> {
+    pub(crate) fn finish(self) -> Option<Append> {
         (!self.batch.events.is_empty()).then_some(self.batch)
     }
 }

@@ -3,19 +3,17 @@
 use std::collections::BTreeMap;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 use tabbify_api::coordinator::{Ask, CANDIDATES_MAX, HostLease};
 use tabbify_api::mesh::Lease;
 use tabbify_api::policy::{Party, Who};
 use tabbify_types::event::v1::{LeaseGranted, PeerJoined};
-use tabbify_types::{AppUla, HostName, InstanceId, InstanceUla, MeshKey, Timestamp};
+use tabbify_types::{AppId, AppUla, HostName, InstanceId, InstanceUla, MeshKey, Timestamp};
 
 use crate::join::tenant_of;
 use crate::state::State;
 
-/// How long a lease lasts; its holder renews at half of it.
-pub const LEASE_LIFE: Duration = Duration::from_secs(10 * 60);
+pub use tabbify_membership::LEASE_LIFE;
 
 /// LIMIT: keys whose outer addresses are remembered. Instances that end give theirs back.
 const KEYS_MAX: usize = 8192;
@@ -97,6 +95,13 @@ pub fn find(state: &State, address: Ipv6Addr) -> Option<&LeaseGranted> {
         None => app.serving.as_ref()?.primary,
     };
     app.leases.get(&instance)
+}
+
+/// The app that has an address, or whose instance has it.
+#[must_use]
+pub fn app_behind(state: &State, address: Ipv6Addr) -> Option<AppId> {
+    let (app_address, _) = parts(address)?;
+    state.addresses.get(&app_address).copied()
 }
 
 /// The app's address behind an address of it or of an instance of it, and which instance.

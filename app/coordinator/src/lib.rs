@@ -1,16 +1,19 @@
 //! Decides where apps run, records what machines report, lets machines join, says who holds which
 //! address and who may reach it: in this process, and over a network to whoever proves a member's key.
 //!
-//! Plane: app. Everything but where keys may be reached is a fold of the log. Spawns one essential task,
-//! `coordinator`, which folds, plans and appends; the service one task a connection, the client in another
-//! process two. Owns one bounded queue a watch.
+//! Plane: app. Everything but where keys may be reached is a fold of the log. Spawns two essential tasks,
+//! `coordinator`, which folds, plans and appends, and `coordinator-machines`, which says that a machine is
+//! lost or back; the service one task a connection. Owns one bounded queue a watch.
 //!
 //! Reading order: [`state`] folds the log, [`app`] is one app in it, [`report`] judges what hosts say,
 //! [`plan`] turns each open cause into one batch, [`place`] picks a machine, [`join`] makes machines
-//! members, [`leases`] finds who holds what; `shell` does it, [`coordinator`] answers. Over the network:
-//! `tls` and `proof` say who is there, `service` asks `member`, which asks the state; `grant` gives leases
-//! for spawn tickets, `soft` keeps what is heard now and then, `watch` tells what changed; `remote` is the
-//! other end.
+//! members, [`device`] lets people's machines in behind a gateway, [`leases`] finds who holds what; `shell`
+//! does it, [`coordinator`] answers. [`trouble`] is what is wrong with machines, [`standing`] says so in the
+//! log, `machines` decides when; `plan::relocate` moves apps away. `resolver` answers the mesh of the same
+//! process. Over the network:
+//! `service` lets in whoever has proven a key and asks `member`, which asks the state; `grant` gives leases
+//! for spawn tickets, `soft` keeps what is heard now and then, `watch` tells what changed. The other end,
+//! and what the two have in common, is `foundation/membership`.
 //!
 //! ```text
 //!   deploy_requested ─┐                       ┌─▶ tenant_*.apps          facts
@@ -25,6 +28,8 @@
 //!   So a crash, a repetition or a second coordinator does nothing twice (`tests/it/log.rs`).
 //! - A host can only speak about instances that were placed on it, and only forwards in their life
 //!   (`plan::tests::what_cannot_be_true_is_refused`).
+//! - What a machine had that is lost or has left is ordered to end there, and its leases are released, in
+//!   the batch that places it elsewhere (`plan::tests::a_lost_machine_s_apps_go_elsewhere`).
 //! - Instance numbers and epochs only grow (`plan::tests`, property); a machine's number is never
 //!   given twice, whoever gives it (`tests/it/join.rs`).
 //! - Nothing is answered over the network but to a key that the connection has proven, and only what the
@@ -34,36 +39,41 @@
 pub mod app;
 pub mod config;
 pub mod coordinator;
+pub mod device;
 mod grant;
 pub mod join;
 pub mod leases;
 mod limits;
+mod machines;
 mod member;
+mod names;
 pub mod place;
 pub mod plan;
-mod proof;
 mod refusal;
-mod remote;
 pub mod report;
+mod resolver;
 mod service;
 mod shell;
 mod soft;
+pub mod standing;
 pub mod state;
 mod stats;
-mod tls;
+pub mod trouble;
 mod watch;
 
 pub use config::Config;
-pub use coordinator::{Coordinator, Health, OUTAGE_GRACE, Options, Signers, StartError};
-pub use member::CERTIFICATE_LIFE;
-pub use proof::{Binding, MeshSecret};
-pub use refusal::Refusal;
-pub use remote::{
-    Invited, JoinFailed, Membership, RemoteConfig, RemoteCoordinator, RemoteStats, RequestFailed,
-    consent, join as join_platform,
+pub use coordinator::{
+    Coordinator, Health, LOST_AFTER, OUTAGE_GRACE, Options, Signers, StartError,
 };
-pub use service::{Admit, ByIssuer, Limits, Service};
+pub use member::CERTIFICATE_LIFE;
+pub use names::NamesOf;
+pub use refusal::Refusal;
+pub use service::{Admit, ByIssuer, Limits, Service, host_order};
 pub use soft::REPORT_LIFE;
 pub use state::{FoldError, State};
 pub use stats::Stats;
-pub use tls::{Door, TlsKey, TlsKeyError};
+// The other end, for who composes both.
+pub use tabbify_membership::{
+    Binding, Door, Invited, JoinFailed, Membership, MeshSecret, RemoteConfig, RemoteCoordinator,
+    RemoteStats, RequestFailed, TlsKey, TlsKeyError, consent, join_platform,
+};

@@ -9,7 +9,7 @@ use tabbify_api::coordinator::{
     Ask, EndorsedKey, Heard, HostCertificate, HostKey, Joined, PolicyOrder, REPORT_KEYS_MAX,
     Report, Resolved, ResolvedLease, SignedLease, Spawn, SpawnTicket,
 };
-use tabbify_api::policy::{self, NODE_TAG, Ports, ROLE_TAG};
+use tabbify_api::policy::{self, NODE_TAG, Party, Ports, RELAY_TAG, ROLE_TAG};
 use tabbify_process::chain;
 use tabbify_token::{DocumentType, PublicKey, TokenError, Verifier};
 use tabbify_types::event::v1::{Capability, LeaseGranted, PeerJoined};
@@ -29,6 +29,8 @@ use crate::watch::{Topic, Watch};
 /// How long a machine's certificate lasts; it asks for the next at half of it.
 pub const CERTIFICATE_LIFE: Duration = Duration::from_secs(24 * 3600);
 
+/// Tags of machines that hear of every app and machine: public edges and relays.
+const EDGE_TAGS: [&str; 2] = [NODE_TAG, RELAY_TAG];
 /// LIMIT: machines with roles of the platform that a joining one is told.
 const SYSTEM_HOSTS_MAX: usize = 64;
 
@@ -42,7 +44,7 @@ impl Coordinator {
         admission: Admission,
         seen: Vec<Capability>,
         signing: VerifyingKeyBytes,
-    ) -> Result<Joined, Refusal> {
+    ) -> Result<(HostCertificate, Joined), Refusal> {
         let config = Config {
             tags: tags_for(&admission.tenant, &admission.tags),
             capabilities: allowed(seen, &admission.capabilities),
@@ -53,7 +55,7 @@ impl Coordinator {
         self.certify(&config.key, signing)
     }
 
-    /// A member machine's certificate, from now on, and what else it needs.
+    /// A member machine's certificate, from now on, and with it, signed, what else it needs but a token.
     ///
     /// # Errors
     /// [`Refusal`].
@@ -61,7 +63,7 @@ impl Coordinator {
         &self,
         key: &MeshKey,
         signing: VerifyingKeyBytes,
-    ) -> Result<Joined, Refusal> {
+    ) -> Result<(HostCertificate, Joined), Refusal> {
         let found = self.read(|state| {
             let system = state.hosts.values().filter(|peer| has_role(peer));
             let system: Vec<PeerJoined> = system.take(SYSTEM_HOSTS_MAX).cloned().collect();
@@ -80,19 +82,22 @@ impl Coordinator {
             signing,
             not_after: self.now().plus(CERTIFICATE_LIFE),
         };
-        let certificate = self.sign(DocumentType::HostCertificate, &certificate)?;
+        let signed = self.sign(DocumentType::HostCertificate, &certificate)?;
         let system = system.into_iter().map(|peer| {
             let candidates = self.candidates(Holder::Host(&peer)).unwrap_or_default();
             let lease = host_lease(peer, candidates, self.now());
             self.sign(DocumentType::HostLease, &lease)
         });
         let system = system.collect::<Result<_, _>>()?;
-        Ok(Joined {
-            certificate,
+        let joined = Joined {
+            certificate: signed,
             issuers,
             system,
+            token: None,
+            helpers: self.helpers(),
             now: self.now(),
-        })
+        };
+        Ok((certificate, joined))
     }
 
     /// Checks that a signing key speaks for the WireGuard key that was proven.
@@ -174,24 +179,11 @@ impl Coordinator {
     /// [`Refusal`].
     pub(crate) fn resolve_for(&self, asker: &MeshKey, ask: Ask) -> Result<Resolved, Refusal> {
         let counters = &self.0.counters;
-        // Who may not know what is asked for is not told about it either; who may is told of whatever
-        // changes after this.
-        let topic = self.read(|state| talk(state, asker, ask).map(|(target, _)| target.topic()))?;
-        if let Ok(topic) = topic {
-            self.0.watchers.asked(asker, topic);
-        }
-        let talk = self.read(|state| talk(state, asker, ask))?;
-        let (target, ports) = talk.map_err(|why| match why {
-            NoTalk::Stranger => Refusal::NotAMember,
-            NoTalk::Nobody => {
-                count(&counters.unresolved);
-                Refusal::NoLease(ask)
-            }
-            NoTalk::Denied => {
-                count(&counters.denied);
-                Refusal::NoLease(ask)
-            }
-        })?;
+        let Talk {
+            target,
+            ports,
+            reverse,
+        } = self.talk(asker, ask)?;
         let lease = match target {
             Target::Instance(granted) => {
                 let candidates = self.candidates(Holder::Instance(&granted));
@@ -217,7 +209,34 @@ impl Coordinator {
         Ok(Resolved {
             lease,
             ports,
+            reverse: Some(reverse),
             now: self.now(),
+        })
+    }
+
+    /// Who is asked for, and what the two may reach of each other. The asker is told when that changes.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub(crate) fn talk(&self, asker: &MeshKey, ask: Ask) -> Result<Talk, Refusal> {
+        let counters = &self.0.counters;
+        // Who may not know what is asked for is not told about it either; who may is told of whatever
+        // changes after this.
+        let topic = self.read(|state| talk(state, asker, ask).map(|talk| talk.target.topic()))?;
+        if let Ok(topic) = topic {
+            self.0.watchers.asked(asker, topic);
+        }
+        let talk = self.read(|state| talk(state, asker, ask))?;
+        talk.map_err(|why| match why {
+            NoTalk::Stranger => Refusal::NotAMember,
+            NoTalk::Nobody => {
+                count(&counters.unresolved);
+                Refusal::NoLease(ask)
+            }
+            NoTalk::Denied => {
+                count(&counters.denied);
+                Refusal::NoLease(ask)
+            }
         })
     }
 
@@ -226,13 +245,28 @@ impl Coordinator {
     /// # Errors
     /// [`Refusal::NotAMember`].
     pub(crate) fn watch(&self, key: &MeshKey, after: Option<Position>) -> Result<Watch, Refusal> {
+        let everything = self.hears_everything(key)?;
+        Ok(self.0.watchers.open(*key, everything, after))
+    }
+
+    /// Begins a watch of a part of this process, which speaks for a member.
+    ///
+    /// # Errors
+    /// [`Refusal::NotAMember`].
+    pub(crate) fn watch_own(&self, key: &MeshKey) -> Result<Watch, Refusal> {
+        let everything = self.hears_everything(key)?;
+        Ok(self.0.watchers.open_own(*key, everything))
+    }
+
+    fn hears_everything(&self, key: &MeshKey) -> Result<bool, Refusal> {
         let everything = self.read(|state| match holder(state, Ask::Key(*key)) {
-            Some(Holder::Host(peer)) => Some(peer.tags.iter().any(|tag| tag == NODE_TAG)),
+            Some(Holder::Host(peer)) => {
+                Some(peer.tags.iter().any(|tag| EDGE_TAGS.contains(&&**tag)))
+            }
             Some(Holder::Instance(_)) => Some(false),
             None => None,
         })?;
-        let everything = everything.ok_or(Refusal::NotAMember)?;
-        Ok(self.0.watchers.open(*key, everything, after))
+        everything.ok_or(Refusal::NotAMember)
     }
 
     /// Takes a sign of life, and where the member's keys may be reached.
@@ -259,7 +293,8 @@ impl Coordinator {
         if !self.0.soft.report(&host, report.keys, now) {
             return Err(Refusal::RateLimited);
         }
-        let again_within_ms = u64::try_from(REPORT_LIFE.as_millis()).unwrap_or(u64::MAX);
+        let again_within = REPORT_LIFE.min(self.lost_after());
+        let again_within_ms = u64::try_from(again_within.as_millis()).unwrap_or(u64::MAX);
         Ok(Heard {
             now,
             again_within_ms,
@@ -273,14 +308,15 @@ impl Coordinator {
     pub(crate) async fn left(&self, key: &MeshKey) -> Result<(), Refusal> {
         let host = self.read(|state| state.host_keys.get(key).cloned())?;
         let host = host.ok_or(Refusal::NotAMember)?;
-        self.remove(&host).await
+        self.remove_machine(&host).await
     }
 
-    /// Takes a machine out of the mesh: from here on its key is nobody's.
+    /// Takes a machine out of the mesh: from here on its key is nobody's, nor are those of the instances that
+    /// were placed there, and its apps run elsewhere. Whether the caller may is the caller's to check.
     ///
     /// # Errors
     /// [`Refusal`].
-    pub async fn remove(&self, host: &HostName) -> Result<(), Refusal> {
+    pub async fn remove_machine(&self, host: &HostName) -> Result<(), Refusal> {
         self.settle(|state| leave(state, host)).await?;
         self.0.soft.forget(host);
         Ok(())
@@ -342,8 +378,18 @@ impl Coordinator {
     }
 }
 
+/// Two that may talk.
+pub(crate) struct Talk {
+    /// Who was asked for.
+    pub(crate) target: Target,
+    /// What may be reached of whoever was asked for at an address; of the asker, by a key.
+    pub(crate) ports: Ports,
+    /// The other way round.
+    pub(crate) reverse: Ports,
+}
+
 /// Who was asked for, as it leaves the state.
-enum Target {
+pub(crate) enum Target {
     Instance(LeaseGranted),
     Host(PeerJoined),
 }
@@ -374,17 +420,36 @@ enum NoTalk {
     Denied,
 }
 
-/// Who is asked for, and the ports that whoever would call may reach.
-fn talk(state: &State, asker: &MeshKey, ask: Ask) -> Result<(Target, Ports), NoTalk> {
+/// Who is asked for, and what the two may reach of each other.
+fn talk(state: &State, asker: &MeshKey, ask: Ask) -> Result<Talk, NoTalk> {
     let asking = holder(state, Ask::Key(*asker)).ok_or(NoTalk::Stranger)?;
     let target = holder(state, ask).ok_or(NoTalk::Nobody)?;
     let (asking, asked) = (asking.party(), target.party());
-    let (from, to) = match ask {
-        Ask::Address(_) => (&asking, &asked),
-        Ask::Key(_) => (&asked, &asking),
+    let reach = |from: &Party, to: &Party| {
+        let ports = state.policy.ports(from, to);
+        ports.unwrap_or(Ports::NOTHING)
     };
-    let ports = state.policy.ports(from, to).ok_or(NoTalk::Denied)?;
-    Ok((Target::of(target), ports))
+    let (outbound, inbound) = (reach(&asking, &asked), reach(&asked, &asking));
+    let (ports, reverse, is_denied) = match ask {
+        Ask::Address(_) => {
+            let is_denied = outbound.is_nothing();
+            (outbound, inbound, is_denied)
+        }
+        // Whoever was called keeps its session going, and says so in handshakes of its own.
+        Ask::Key(_) => {
+            let is_relay = asking.tags.iter().any(|tag| tag == RELAY_TAG);
+            let is_denied = inbound.is_nothing() && outbound.is_nothing() && !is_relay;
+            (inbound, outbound, is_denied)
+        }
+    };
+    if is_denied {
+        return Err(NoTalk::Denied);
+    }
+    Ok(Talk {
+        target: Target::of(target),
+        ports,
+        reverse,
+    })
 }
 
 fn has_role(peer: &PeerJoined) -> bool {

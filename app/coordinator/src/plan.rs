@@ -8,6 +8,10 @@
 //! | healthy, of the deploy or the successor | the fact, `traffic_shifted`, `deploy_finished`, `app_stop_requested` for the rest |
 //! | failed or stopped, of the deploy | the fact, `lease_released`, `deploy_finished` failed |
 //! | failed or stopped, of what serves | the fact, `lease_released`, `app_placed` of a successor |
+//!
+//! Then what machines leave behind that are lost or to be emptied: see `relocate`.
+
+mod relocate;
 
 use std::fmt::Write as _;
 
@@ -23,12 +27,16 @@ use tabbify_types::{
 };
 
 use crate::app::{App, Cause, What};
-use crate::place::pick;
+use crate::place::Room;
 use crate::state::State;
 
 /// LIMIT: instances placed one after the other for one that died, without one of them living long.
 /// Then the app stays down until the next deploy.
 pub const REPLACEMENTS_MAX: u32 = 10;
+
+/// LIMIT: apps that are moved off their machines in one plan, so that what is asked for meanwhile does not
+/// wait for all of them.
+const MOVES_MAX: usize = 64;
 
 /// The answer to one cause.
 #[derive(Debug, Clone)]
@@ -47,19 +55,32 @@ pub struct Step {
 /// # Errors
 /// [`EventError`] if an event cannot be written: a fault of this program.
 pub fn plan(state: &State) -> Result<Vec<Step>, EventError> {
-    let mut steps = Vec::new();
+    let (mut steps, mut room) = (Vec::new(), Room::new(state));
     for id in &state.waiting {
         if let Some(app) = state.apps.get(id)
             && let Some((position, cause)) = app.open.first_key_value()
         {
-            steps.push(answer(state, *id, app, *position, cause)?);
+            steps.push(answer(&mut room, *id, app, *position, cause)?);
+        }
+    }
+    let mut moves = 0;
+    for id in state.unsettled.difference(&state.waiting) {
+        if moves >= MOVES_MAX {
+            break;
+        }
+        let app = state.apps.get(id);
+        if let Some(app) = app
+            && let Some(step) = relocate::relocate(&mut room, *id, app)?
+        {
+            steps.push(step);
+            moves += 1;
         }
     }
     Ok(steps)
 }
 
 fn answer(
-    state: &State,
+    room: &mut Room<'_>,
     id: AppId,
     app: &App,
     position: Position,
@@ -69,7 +90,7 @@ fn answer(
     let draft = match &cause.what {
         What::Deploy { deploy, version } => {
             let mut begun = draft();
-            match begin(&mut begun, state, *deploy, *version) {
+            match begin(&mut begun, room, *deploy, *version) {
                 Ok(()) => begun,
                 // What is too large for an event is the version's configuration: the same that
                 // fitted, just so, into `version_published`.
@@ -84,7 +105,7 @@ fn answer(
         }
         What::Report { of, event } => {
             let mut draft = draft();
-            record(&mut draft, state, *of, event)?;
+            record(&mut draft, room, *of, event)?;
             draft
         }
     };
@@ -97,7 +118,7 @@ fn answer(
 
 fn begin(
     draft: &mut Draft<'_>,
-    state: &State,
+    room: &mut Room<'_>,
     deploy: DeployId,
     version: VersionNumber,
 ) -> Result<(), EventError> {
@@ -105,7 +126,7 @@ fn begin(
     let Some(release) = app.releases.get(&version) else {
         return draft.fail(deploy, &format!("v{version} is not published."));
     };
-    let host = match pick(state, &app.tenant, release.run.runtime) {
+    let host = match room.pick(&app.tenant, release.run.runtime) {
         Ok(host) => host,
         // What is under way goes on: a deploy that cannot begin takes nothing over.
         Err(why) => return draft.fail(deploy, &why),
@@ -125,7 +146,7 @@ fn begin(
 
 fn record(
     draft: &mut Draft<'_>,
-    state: &State,
+    room: &mut Room<'_>,
     of: InstanceRef,
     event: &Event,
 ) -> Result<(), EventError> {
@@ -133,8 +154,8 @@ fn record(
     match event {
         Event::AppStarted(data) => draft.grant(of.instance, data.key),
         Event::AppHealthy(_) => draft.healthy(of.instance),
-        Event::AppFailed(data) => draft.ended(state, of.instance, &data.detail),
-        Event::AppStopped(_) => draft.ended(state, of.instance, "It was stopped."),
+        Event::AppFailed(data) => draft.ended(room, of.instance, &data.detail),
+        Event::AppStopped(_) => draft.ended(room, of.instance, "It was stopped."),
         _ => Ok(()),
     }
 }
@@ -299,7 +320,7 @@ impl<'a> Draft<'a> {
     /// The instance is gone.
     fn ended(
         &mut self,
-        state: &State,
+        room: &mut Room<'_>,
         instance: InstanceId,
         detail: &str,
     ) -> Result<(), EventError> {
@@ -329,11 +350,21 @@ impl<'a> Draft<'a> {
             return Ok(());
         };
         // If no machine can take it, it stays down, as its `app_failed` says.
-        let Ok(host) = pick(state, &app.tenant, release.run.runtime) else {
+        let Ok(host) = room.pick(&app.tenant, release.run.runtime) else {
             return Ok(());
         };
-        match self.place(serving.deploy, serving.version, host) {
-            // A machine with a longer name can make a configuration too large that just fitted.
+        self.place_if_it_fits(serving.deploy, serving.version, host)
+    }
+
+    /// Places what was placed before, on another machine: one with a longer name can make a configuration
+    /// too large for an event that just fitted. Then it stays down.
+    fn place_if_it_fits(
+        &mut self,
+        deploy: DeployId,
+        version: VersionNumber,
+        host: HostName,
+    ) -> Result<(), EventError> {
+        match self.place(deploy, version, host) {
             Err(EventError::Data { .. }) => Ok(()),
             placed => placed,
         }

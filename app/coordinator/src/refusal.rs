@@ -3,6 +3,7 @@
 use tabbify_api::auth::RequestError;
 use tabbify_api::coordinator::Ask;
 use tabbify_api::log::AppendError;
+use tabbify_api::names::NameAsk;
 use tabbify_api::{ErrorCode, Problem};
 use tabbify_process::chain;
 
@@ -20,6 +21,9 @@ pub enum Refusal {
     /// Nobody holds a lease there, or policy forbids that the two talk: which of both is not told.
     #[error("no lease for {0}")]
     NoLease(Ask),
+    /// Nobody is called so, or policy forbids that the two talk: which of both is not told.
+    #[error("nobody is called {0}")]
+    Nobody(NameAsk),
     /// A newer instance holds the slot.
     #[error("a newer instance has taken over: finish what has begun, and end")]
     Fenced,
@@ -47,6 +51,7 @@ impl Refusal {
         match self {
             Self::NotAMember | Self::Forbidden(_) => ErrorCode::Forbidden,
             Self::NoLease(_) => ErrorCode::NoLease,
+            Self::Nobody(_) => ErrorCode::UnknownApp,
             Self::Fenced => ErrorCode::LeaseFenced,
             Self::Conflict(_) => ErrorCode::Conflict,
             Self::Invalid(_) => ErrorCode::BadRequest,

@@ -92,12 +92,17 @@ fn judge(
     if phase == Phase::Healthy {
         instance.healthy_at = Some(recorded.at);
     }
-    let long = |at: Timestamp| at.plus(LIVED_LONG) <= recorded.at;
-    if phase == Phase::Ended && instance.healthy_at.is_some_and(long) {
+    if phase == Phase::Ended && has_lived_long(instance, recorded.at) {
         app.replaced = 0;
     }
     open(state, recorded, of, event);
     Ok(())
+}
+
+/// Whether the instance has shown by then that it can run.
+pub(crate) fn has_lived_long(instance: &Instance, at: Timestamp) -> bool {
+    let healthy_at = instance.healthy_at;
+    healthy_at.is_some_and(|healthy_at| healthy_at.plus(LIVED_LONG) <= at)
 }
 
 /// The instance, if this host is the one that it was placed on.

@@ -11,20 +11,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tabbify_api::BoxFuture;
-use tabbify_api::auth::issue::{Admission, AdmitRequest, Caller, Issuer, RequestError};
-use tabbify_http::{Limits as HttpLimits, Origin, Server};
+use tabbify_api::auth::IssuedToken;
+use tabbify_api::auth::issue::{Admission, AdmitRequest, Caller, Issuer, RequestError, TokenOrder};
+use tabbify_api::coordinator::HostCertificate;
+use tabbify_http::{Accept, Limits as HttpLimits, Origin, Server};
+use tabbify_membership::proof::{self, PROOF_WITHIN};
+use tabbify_membership::{Binding, TlsKey};
 use tabbify_process::Tasks;
 use tabbify_process::connect::Bearer;
 use tabbify_types::MeshKey;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use crate::coordinator::Coordinator;
 use crate::limits::Limiter;
-use crate::proof::{self, Binding, PROOF_WITHIN};
 use crate::stats::count;
-use crate::tls::TlsKey;
 
 use handle::Handler;
 
@@ -62,10 +63,29 @@ impl Default for Limits {
     }
 }
 
-/// Uses join tokens up: auth, wherever it is.
+/// Uses join tokens up and gives machines theirs: auth, wherever it is.
 pub trait Admit: Send + Sync + fmt::Debug {
     /// Uses a join token up for one key.
     fn admit(&self, request: AdmitRequest) -> BoxFuture<'_, Result<Admission, RequestError>>;
+
+    /// Gives a machine that was just certified what it shows to the services of the platform.
+    fn host_token<'a>(
+        &'a self,
+        certificate: &'a HostCertificate,
+    ) -> BoxFuture<'a, Result<IssuedToken, RequestError>>;
+}
+
+/// The order of the token of kind `host` that goes with a certificate.
+#[must_use]
+pub fn host_order(certificate: &HostCertificate) -> TokenOrder {
+    TokenOrder::Host {
+        host: certificate.host.clone(),
+        tenant: certificate.tenant.clone(),
+        tags: certificate.tags.clone(),
+        ulas: vec![certificate.address.addr()],
+        key: certificate.key,
+        audience: None,
+    }
 }
 
 /// Asks an issuer with a service token of the coordinator's own.
@@ -88,6 +108,16 @@ impl Admit for ByIssuer {
         Box::pin(async move {
             let token = (self.bearer)();
             self.issuer.admit(Caller::bearer(&token), request).await
+        })
+    }
+
+    fn host_token<'a>(
+        &'a self,
+        certificate: &'a HostCertificate,
+    ) -> BoxFuture<'a, Result<IssuedToken, RequestError>> {
+        Box::pin(async move {
+            let (token, order) = ((self.bearer)(), host_order(certificate));
+            self.issuer.issue(Caller::bearer(&token), order).await
         })
     }
 }
@@ -149,8 +179,8 @@ impl Service {
         }
     }
 
-    /// Serves whoever comes over a TCP socket, with TLS, until the tasks end.
-    pub async fn serve_tls(self, listener: TcpListener, key: TlsKey) {
+    /// Serves whoever comes over a socket, with TLS, until the tasks end.
+    pub async fn serve_tls(self, listener: impl Accept, key: TlsKey) {
         let shared = self.shared;
         self.server
             .accept(listener, move |server, stream, origin| {
@@ -193,10 +223,11 @@ impl Service {
 }
 
 impl Shared {
-    /// Where a connection comes from, unless too many come from there.
+    /// Where a connection comes from, unless too many come from there. Whoever can open our unix socket
+    /// comes as often as there are instances on this machine.
     fn let_in(&self, origin: Origin) -> Option<IpAddr> {
         let source = match origin {
-            Origin::Local => IpAddr::V6(Ipv6Addr::LOCALHOST),
+            Origin::Local => return Some(IpAddr::V6(Ipv6Addr::LOCALHOST)),
             Origin::At(address) => prefix(address),
         };
         if self.by_address.take(&source) {

@@ -7,13 +7,12 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 use tabbify_api::coordinator::{CANDIDATES_MAX, Reachable};
 use tabbify_types::{HostName, MeshKey, Timestamp};
+use tokio::time::Instant;
 
-/// How long a report counts. Reporters repeat themselves three times within it.
-pub const REPORT_LIFE: Duration = Duration::from_secs(90);
+pub use tabbify_membership::REPORT_LIFE;
 /// LIMIT: keys of one machine.
 pub(crate) const KEYS_PER_HOST_MAX: usize = 16 * 1024;
 
@@ -24,6 +23,8 @@ pub(crate) struct Soft(Mutex<BTreeMap<HostName, Heard>>);
 #[derive(Debug, Default)]
 struct Heard {
     last: Timestamp,
+    /// The same by a clock that nobody sets.
+    at: Option<Instant>,
     keys: BTreeMap<MeshKey, Known>,
 }
 
@@ -39,6 +40,7 @@ impl Soft {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let heard = all.entry(host.clone()).or_default();
         heard.last = heard.last.max(now);
+        heard.at = Some(Instant::now());
         let mut fits = true;
         for Reachable {
             key,
@@ -79,6 +81,12 @@ impl Soft {
     pub(crate) fn last_heard(&self, host: &HostName) -> Option<Timestamp> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.get(host).map(|heard| heard.last)
+    }
+
+    /// The same by the clock that only ever goes forwards.
+    pub(crate) fn heard_at(&self, host: &HostName) -> Option<Instant> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get(host)?.at
     }
 
     /// Forgets a machine.

@@ -14,12 +14,14 @@ use tabbify_types::event::v1::{
 };
 use tabbify_types::event::{Event, EventError};
 use tabbify_types::{
-    AppId, AppUla, DeployId, HostName, InstanceId, MeshKey, Position, Recorded, Segment,
-    SegmentGlob,
+    AppId, AppName, AppUla, DeployId, HostName, InstanceId, MeshKey, Position, Recorded, Segment,
+    SegmentGlob, Tenant,
 };
 
 use crate::app::{App, Cause, Instance, Phase, Release, Rollout, Serving, What};
+use crate::device::{ABOUT_PEOPLE, DeviceTable};
 use crate::report::{self, Rejected};
+use crate::trouble::{Mark, Trouble};
 
 /// Issuer keys that are told to members: as many as count at one time, and one for those that are late.
 const ISSUERS_TOLD: usize = 3;
@@ -41,18 +43,27 @@ pub struct State {
     pub host_addresses: BTreeMap<Ipv6Addr, HostName>,
     /// Machines that can run apps, with what they can do.
     pub supervisors: BTreeMap<HostName, Vec<Capability>>,
-    /// How many instances each machine has that have not ended.
-    pub load: BTreeMap<HostName, usize>,
+    /// What is wrong with machines, where something is.
+    pub troubles: BTreeMap<HostName, Trouble>,
+    /// What was placed on each machine and has not ended.
+    pub homes: BTreeMap<HostName, BTreeSet<InstanceRef>>,
     /// Every app.
     pub apps: BTreeMap<AppId, App>,
+    /// Apps by their names; the first to have one keeps it.
+    #[serde(with = "fold::pairs")]
+    pub names: BTreeMap<(Tenant, AppName), AppId>,
     /// Apps with something that is not answered yet.
     pub waiting: BTreeSet<AppId>,
+    /// Apps that cannot stay as they are: an instance must move, or nothing can run them.
+    pub unsettled: BTreeSet<AppId>,
     /// WireGuard keys of living instances.
     pub keys: BTreeMap<MeshKey, InstanceRef>,
     /// Apps by their address; the first to have it keeps it.
     pub addresses: BTreeMap<Ipv6Addr, AppId>,
     /// Who may reach whom beside the default.
     pub policy: Policy,
+    /// People's devices behind a gateway.
+    pub devices: DeviceTable,
     /// The newest issuer keys, oldest first.
     pub issuers: Vec<EndorsedKey>,
     /// Revisions of machines, networks and policies.
@@ -118,7 +129,7 @@ impl Place {
 
 impl Fold for State {
     const NAME: &'static str = "coordinator";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     type News = Option<News>;
     type Error = FoldError;
 
@@ -149,6 +160,12 @@ impl Fold for State {
                     Some(Event::IssuerKeyRotated(data)) => Some(self.issuer(data)),
                     _ => None,
                 }
+            }
+            Place::Auth if ABOUT_PEOPLE.contains(&recorded.kind.as_str()) => {
+                if let Some(event) = understood(recorded.event())? {
+                    self.devices.person(position, event);
+                }
+                None
             }
             Place::Auth | Place::Elsewhere => None,
             Place::Apps => {
@@ -195,16 +212,34 @@ impl State {
                 None
             }
             Event::PeerJoined(data) => Some(self.joined(data)),
-            Event::PeerLeft(data) => self.left(&data.host),
+            Event::PeerLeft(data) => self.left(recorded, &data.host),
             Event::SupervisorJoined(data) => {
+                self.well(&data.host);
                 self.supervisors.insert(data.host, data.capabilities);
+                None
+            }
+            Event::SupervisorLost(data) => {
+                self.lost(recorded, &data.host);
+                None
+            }
+            Event::SupervisorDrainRequested(data) => {
+                self.emptying(recorded, data);
+                None
+            }
+            Event::SupervisorDrained(data) => {
+                self.drained(&data.host);
                 None
             }
             Event::PolicyChanged(data) => {
                 self.policy.set(data.tenant.clone(), data.allow);
+                self.devices.touch(recorded.position);
                 Some(Change::Policy {
                     tenant: data.tenant,
                 })
+            }
+            event @ (Event::DeviceAdded(_) | Event::DeviceRemoved(_)) => {
+                self.devices.event(recorded.position, event);
+                None
             }
             Event::LeaseGranted(data) => return self.granted(recorded, data).map(News::Changed),
             Event::LeaseReleased(data) => return self.released(recorded, &data).map(News::Changed),
@@ -235,9 +270,9 @@ impl State {
         }
     }
 
-    fn left(&mut self, host: &HostName) -> Option<Change> {
+    fn left(&mut self, recorded: &Recorded, host: &HostName) -> Option<Change> {
         let before = self.hosts.remove(host)?;
-        self.supervisors.remove(host);
+        self.deserted(recorded, host);
         self.host_addresses.remove(&before.address.addr());
         self.host_keys.remove(&before.key);
         Some(Change::Host {
@@ -298,16 +333,23 @@ impl State {
             Event::DeploySuperseded(data) => finished(app, data.deploy),
             Event::DeployFinished(data) => finished(app, data.deploy),
             Event::AppPlaced(data) => {
-                *self.load.entry(data.host.clone()).or_default() += 1;
+                let (host, instance) = (data.host.clone(), data.instance);
                 placed(app, data);
+                self.moved_in(&host, InstanceRef { app: id, instance });
             }
             Event::AppStopRequested(data) => {
                 if let Some(instance) = app.instances.get_mut(&data.of.instance) {
                     instance.stop_requested = true;
                 }
+                self.look_at(id);
+            }
+            Event::AppUnavailable(_) => {
+                app.unavailable = Some(Mark::of(recorded));
+                self.look_at(id);
             }
             Event::TrafficShifted(data) => {
                 shifted(app, &data);
+                self.look_at(id);
                 return Some(Change::App {
                     app: id,
                     gone: None,
@@ -345,9 +387,7 @@ impl State {
         if let Some(key) = ended.key {
             self.keys.remove(&key);
         }
-        if let Some(load) = self.load.get_mut(&ended.host) {
-            *load = load.saturating_sub(1);
-        }
+        self.moved_out(&ended.host, InstanceRef { app: id, instance });
     }
 
     fn registered(&mut self, recorded: &Recorded, data: &AppRegistered) {
@@ -357,7 +397,10 @@ impl State {
         let free = !self.addresses.contains_key(&data.address.addr());
         if own && free && !self.apps.contains_key(&data.app) {
             self.addresses.insert(data.address.addr(), data.app);
-            self.apps.insert(data.app, App::new(data.tenant.clone()));
+            let (tenant, name) = (data.tenant.clone(), data.name.clone());
+            let bearer = self.names.entry((tenant.clone(), name.clone()));
+            bearer.or_insert(data.app);
+            self.apps.insert(data.app, App::new(tenant, name));
         }
     }
 }
@@ -437,6 +480,7 @@ fn shifted(app: &mut App, data: &TrafficShifted) {
         app.replaced = 0;
     }
     app.successor = None;
+    app.unavailable = None;
     let (deploy, version, primary) = (data.deploy, data.version, data.primary);
     app.serving = Some(Serving {
         deploy,

@@ -43,6 +43,10 @@ counters! {
     unresolved,
     /// Questions that policy does not allow an answer to.
     denied,
+    /// Names that were answered.
+    named,
+    /// Names that nobody has whom the asker may reach.
+    unnamed,
     /// Leases that were given for spawn tickets, or renewed.
     granted,
     /// Spawn tickets that were refused, and renewals of no lease.
@@ -53,6 +57,8 @@ counters! {
     joined,
     /// Join tokens that were refused.
     not_joined,
+    /// Machines that this coordinator has declared lost.
+    lost,
 }
 
 /// One more.

@@ -53,6 +53,8 @@ struct Table {
 
 struct Entry {
     key: MeshKey,
+    /// Of this process: it does not end for others of the same key.
+    is_own: bool,
     cell: Arc<Cell>,
 }
 
@@ -92,7 +94,23 @@ impl Watchers {
     /// Begins a watch of `key`, which knows everything up to `after`: of everything, or of what the
     /// key asks for from here on.
     pub(crate) fn open(&self, key: MeshKey, everything: bool, after: Option<Position>) -> Watch {
+        self.begin(key, everything, after, false)
+    }
+
+    /// Begins a watch of a part of this process, which speaks for `key`.
+    pub(crate) fn open_own(&self, key: MeshKey, everything: bool) -> Watch {
+        self.begin(key, everything, None, true)
+    }
+
+    fn begin(
+        &self,
+        key: MeshKey,
+        everything: bool,
+        after: Option<Position>,
+        is_own: bool,
+    ) -> Watch {
         let mut table = self.table();
+        let table = &mut *table;
         let id = table.next;
         table.next += 1;
         let cell = Arc::new(Cell::default());
@@ -113,6 +131,7 @@ impl Watchers {
         };
         let entry = Entry {
             key,
+            is_own,
             cell: Arc::clone(&cell),
         };
         table.watches.insert(id, entry);
@@ -121,10 +140,11 @@ impl Watchers {
         }
         let watching = table.by_key.entry(key).or_default();
         watching.ids.insert(id);
-        let over = watching.ids.len() > WATCHES_PER_KEY_MAX;
-        let oldest = watching.ids.first().copied().filter(|_| over);
-        if let Some(oldest) = oldest {
-            table.end(oldest);
+        let remote = watching.ids.iter().copied();
+        let remote = remote.filter(|id| table.watches.get(id).is_some_and(|it| !it.is_own));
+        let remote: Vec<u64> = remote.collect();
+        if remote.len() > WATCHES_PER_KEY_MAX {
+            table.end(remote[0]);
         }
         Watch {
             id,
@@ -305,6 +325,12 @@ const fn reset(position: Position) -> Told {
     Told {
         position,
         change: Change::Reset,
+    }
+}
+
+impl fmt::Debug for Watch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Watch({})", self.id)
     }
 }
 

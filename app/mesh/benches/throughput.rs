@@ -4,11 +4,15 @@
 //! The program is also the two ends of ours, which it starts in the namespaces. Peers are driven as
 //! people use them: a TUN device, `wg`, and `iperf3` over it. Wants root, `ip`, `wg`, `iperf3` and
 //! `wireguard-go`; `boringtun-cli` and `gotatun` are measured too if they are in the path or in
-//! `target/bench-tools/bin`.
+//! `target/bench-peers/bin`, where `cargo xtask bench mesh` builds them.
 #![expect(clippy::print_stdout, reason = "a command for people")]
 
 #[path = "throughput/ends.rs"]
 mod ends;
+#[path = "throughput/flood.rs"]
+mod flood;
+#[path = "../tests/common/initiations.rs"]
+mod initiations;
 #[path = "throughput/lab.rs"]
 mod lab;
 #[path = "throughput/peers.rs"]
@@ -24,8 +28,12 @@ use peers::Peer;
 pub(crate) type Fallible<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 /// How long one measurement sends, in seconds, and how many are made of each.
-const SECONDS: u64 = 4;
+const SECONDS: u64 = 3;
 const ROUNDS: usize = 5;
+/// How often each flood is measured, both ways.
+const FLOODS: usize = 3;
+/// What a flood is to leave of a stream.
+const GOODPUT: f64 = 0.9;
 
 const OURS: &str = "tabbify";
 const OURS_IN_USER_SPACE: &str = "tabbify (smoltcp)";
@@ -38,6 +46,7 @@ fn main() -> Fallible {
         ["end", role, stack, streams, seconds] => {
             ends::run(role, stack, streams.parse()?, seconds.parse()?)
         }
+        ["flood", kind, port] => flood::run(kind, port.parse()?),
         _ => measure(&out(&arguments)),
     }
 }
@@ -66,7 +75,7 @@ fn measure(out: &Path) -> Fallible {
         return Ok(());
     }
     let lab = Lab::new()?;
-    let peers: Vec<Peer> = peers::found(&root().join("target/bench-tools/bin"));
+    let peers: Vec<Peer> = peers::found(&root().join("target/bench-peers/bin"));
     for peer in &peers {
         println!("peer: {} ({})", peer.name, peer.version);
     }
@@ -99,7 +108,36 @@ fn measure(out: &Path) -> Fallible {
             note("no tunnel", lab.bare(streams, SECONDS)?);
         }
     }
-    report(out, &rows(&all, &peers))
+    let mut rows = rows(&all, &peers);
+    for (kind, name) in flood::KINDS {
+        rows.push(flooded(&lab, kind, name)?);
+    }
+    report(out, &rows)
+}
+
+/// The row of one kind of flood.
+fn flooded(lab: &Lab, kind: &str, name: &str) -> Fallible<Value> {
+    let (mut open, mut closed) = (Vec::new(), Vec::new());
+    for round in 1..=FLOODS {
+        closed.push(flood::measure(lab, kind, false, SECONDS)?.gigabits_per_second());
+        open.push(flood::measure(lab, kind, true, SECONDS)?.gigabits_per_second());
+        println!(
+            "round {round}, {name}: {:?}, closed port {:?}",
+            open.last(),
+            closed.last()
+        );
+    }
+    let median = |mut figures: Vec<f64>| {
+        figures.sort_by(f64::total_cmp);
+        figures[figures.len() / 2]
+    };
+    let (ours, peer) = (median(open), median(closed));
+    let ratio = ours / peer;
+    Ok(json!({
+        "metric": format!("goodput under 5,000 {name} a second, 1 stream"), "unit": "Gbit/s",
+        "ours": ours, "peer": peer, "peer_name": "the same packets to a closed port",
+        "ratio": ratio, "aim": format!(">= {GOODPUT}"), "holds": ratio >= GOODPUT,
+    }))
 }
 
 /// The rows of DESIGN section 16.

@@ -2,9 +2,11 @@
 
 use std::fmt;
 use std::net::{Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::PrivateKey;
+use crate::gate::Gate;
 use crate::relay::RelayServer;
 
 /// Largest inner packet, in bytes: 1500 less the headers of IPv6, UDP and WireGuard.
@@ -29,6 +31,10 @@ pub struct Config {
     pub ask_nat: bool,
     /// Which TCP/IP stack serves it.
     pub stack: StackChoice,
+    /// Answers for addresses that are not ours as well, on every port: see
+    /// [`Mesh::listen_all`](crate::Mesh::listen_all). The stack is the one in user space then, whatever is
+    /// chosen: the kernel's would answer for no port without a listener of its own.
+    pub gate: Option<Arc<dyn Gate>>,
     /// Limits.
     pub limits: Limits,
 }
@@ -45,6 +51,7 @@ impl Config {
             stun: Vec::new(),
             ask_nat: false,
             stack: StackChoice::default(),
+            gate: None,
             limits: Limits::default(),
         }
     }
@@ -102,8 +109,8 @@ pub struct Limits {
     /// LIMIT: accepted connections that wait in one listener; beyond it a SYN is dropped, and the
     /// peer repeats it.
     pub backlog: usize,
-    /// LIMIT: handshakes per second and source address before a cookie is asked for. All runners of
-    /// a host share one address, so it is generous; X25519 bounds a core at about 9,000.
+    /// LIMIT: handshakes per second, of all strangers together, before a cookie is asked for. Each costs
+    /// an X25519 and a question to the resolver; who is asked for a cookie is a second late.
     pub handshakes_per_second: u64,
     /// Deadline of a dial: resolve, handshake and TCP together.
     pub dial_timeout: Duration,
@@ -118,7 +125,7 @@ impl Default for Limits {
             connections_per_peer: 512,
             peers: 4096,
             backlog: 128,
-            handshakes_per_second: 1000,
+            handshakes_per_second: 250,
             dial_timeout: Duration::from_secs(5),
             idle_timeout: Duration::from_secs(180),
         }

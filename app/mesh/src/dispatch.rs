@@ -6,8 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use gotatun::noise::TunnResult;
-use gotatun::noise::errors::WireGuardError;
 use gotatun::noise::handshake::parse_handshake_anon;
 use gotatun::packet::{Packet, WgHandshakeInit, WgKind};
 use gotatun::x25519::PublicKey;
@@ -15,8 +13,10 @@ use tabbify_api::mesh::ResolveError;
 use tabbify_process::Importance;
 use tabbify_types::MeshKey;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::Instant;
 
 use crate::endpoint::Endpoint;
+use crate::intake::{Intake, Verdict};
 use crate::path::{self, Hint, PROBE, Path};
 use crate::peer::note_sent;
 use crate::stats::{add, count};
@@ -25,6 +25,8 @@ use crate::underlay::{Opened, TRAIN_ROOM};
 
 /// LIMIT: handshake messages that wait to be verified.
 pub(crate) const HANDSHAKES_WAITING_MAX: usize = 256;
+/// How long handshake messages gather when there are too many of them.
+const LULL: Duration = Duration::from_millis(2);
 /// LIMIT: strangers that are being looked up at once, and for how long each.
 const LOOKUPS_MAX: usize = 64;
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -152,35 +154,36 @@ pub(crate) fn sort(
 pub(crate) async fn verify(endpoint: Arc<Endpoint>, mut handshakes: mpsc::Receiver<Handshake>) {
     let lookups = Arc::new(Semaphore::new(LOOKUPS_MAX));
     let counters = &endpoint.ours.counters;
+    let (limiter, public) = (&endpoint.ours.limiter, PublicKey::from(endpoint.public.0));
+    let most = endpoint.ours.limits.handshakes_per_second;
+    let mut intake = Intake::new(Arc::clone(limiter), &public, most, Instant::now());
     loop {
         let (from, packet) = tokio::select! {
             Some(handshake) = handshakes.recv() => handshake,
             () = endpoint.stop.cancelled() => return,
         };
-        endpoint.ours.limiter.try_reset_count();
-        match endpoint.ours.limiter.verify_packet(from.stand_in(), packet) {
-            Ok(WgKind::HandshakeInit(initiation)) => {
-                match Arc::clone(&lookups).try_acquire_owned() {
-                    Ok(permit) => look_up(&endpoint, from, initiation, permit),
-                    Err(_) => count(&counters.dropped_overload),
-                }
-            }
-            Ok(WgKind::HandshakeResp(response)) => {
+        match intake.judge(from.stand_in(), packet, Instant::now()) {
+            Verdict::Initiation(initiation) => match Arc::clone(&lookups).try_acquire_owned() {
+                Ok(permit) => look_up(&endpoint, from, initiation, permit),
+                Err(_) => count(&counters.dropped_overload),
+            },
+            Verdict::Response(response) => {
                 endpoint.deliver(response.receiver_idx.get(), from, response.into());
             }
-            Ok(WgKind::CookieReply(_) | WgKind::Data(_)) => count(&counters.dropped_malformed),
-            Err(TunnResult::WriteToNetwork(cookie)) => {
+            Verdict::Cookie(cookie) => {
                 count(&counters.dropped_rate_limited);
-                let cookie = Packet::from(cookie);
                 let sent = endpoint
                     .send(from, &[IoSlice::new(&cookie)], cookie.len())
                     .await;
                 note_sent(counters, from, 1, sent);
             }
-            Err(TunnResult::Err(WireGuardError::InvalidPacket)) => {
-                count(&counters.dropped_malformed);
-            }
-            Err(_) => count(&counters.dropped_handshake),
+            Verdict::TooMany => count(&counters.dropped_rate_limited),
+            Verdict::Forged => count(&counters.dropped_handshake),
+            Verdict::Malformed => count(&counters.dropped_malformed),
+        }
+        if intake.is_flooded() && handshakes.is_empty() {
+            // To be woken for each takes longer than to judge it.
+            tokio::time::sleep(LULL).await;
         }
     }
 }
@@ -205,11 +208,22 @@ fn look_up(
     let tasks = endpoint.tasks.clone();
     tasks.spawn("mesh-lookup", Importance::Detached, async move {
         let _permit = permit;
-        let record = tokio::time::timeout(LOOKUP_TIMEOUT, endpoint.resolver.by_key(key)).await;
-        match record {
-            Ok(Ok(record)) if record.key == key => {
-                endpoint.admit(&record, from, WgKind::HandshakeInit(initiation));
+        let mut initiation = WgKind::HandshakeInit(initiation);
+        // Asked again if something has changed meanwhile: the answer may be from before.
+        let refusal = loop {
+            let doubts = endpoint.doubts();
+            let record = tokio::time::timeout(LOOKUP_TIMEOUT, endpoint.resolver.by_key(key)).await;
+            match record {
+                Ok(Ok(record)) if record.key == key => {
+                    match endpoint.admit(&record, from, initiation, doubts) {
+                        None => return,
+                        Some(overtaken) => initiation = overtaken,
+                    }
+                }
+                refusal => break refusal,
             }
+        };
+        match refusal {
             // Nobody can be asked: that takes the word back from nobody who had it.
             Err(_) | Ok(Err(ResolveError::Unreachable(_))) => {
                 tracing::debug!(peer = %key, "peer not looked up");

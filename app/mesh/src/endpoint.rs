@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::io::IoSlice;
 use std::net::{SocketAddr, SocketAddrV6};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use gotatun::packet::{Packet, WgKind};
@@ -23,7 +24,7 @@ use crate::peer::{Epoch, Peer, send_all};
 use crate::session::{Ours, Outbox, Session};
 use crate::stack::ConnectError;
 use crate::stats::count;
-use crate::status::PeerStatus;
+use crate::status::{Examined, PeerStatus};
 use crate::underlay::{Sent, Underlay, Watched, send_now};
 
 pub(crate) struct Endpoint {
@@ -48,6 +49,8 @@ pub(crate) struct Endpoint {
     pub(crate) listeners: Listeners,
     /// Notified when a peer has no connection left.
     pub(crate) quiet: Notify,
+    /// Counts what changed of what was answered.
+    doubts: AtomicU64,
     peers: Mutex<HashMap<MeshKey, Arc<Peer>>>,
     routes: RwLock<HashMap<u32, Arc<Peer>>>,
     hints: RwLock<HashMap<Hint, Arc<Peer>>>,
@@ -78,6 +81,7 @@ impl Endpoint {
             epoch: Epoch::start(),
             listeners: Listeners::default(),
             quiet: Notify::new(),
+            doubts: AtomicU64::new(0),
             peers: Mutex::default(),
             routes: RwLock::default(),
             hints: RwLock::default(),
@@ -147,36 +151,61 @@ impl Endpoint {
         Ok((peer, begun))
     }
 
-    /// Lets the peer of `record` in, whose initiation this is.
-    pub(crate) fn admit(self: &Arc<Self>, record: &PeerRecord, from: Path, initiation: WgKind) {
+    /// Lets the peer of `record` in, whose initiation this is. Gives the initiation back if something has
+    /// changed since there were so many doubts: the record may be from before.
+    pub(crate) fn admit(
+        self: &Arc<Self>,
+        record: &PeerRecord,
+        from: Path,
+        initiation: WgKind,
+        doubts: u64,
+    ) -> Option<WgKind> {
         let counters = &self.ours.counters;
         let mut peers = self.peers();
         if self.stop.is_cancelled() {
-            return;
+            return None;
+        }
+        if self.doubts() != doubts {
+            return Some(initiation);
         }
         let now = self.epoch.now();
-        if let Some(peer) = peers.get(&record.key).cloned() {
-            peer.session().update(record, now);
+        let known = peers.get(&record.key).cloned();
+        // What may reach nothing here goes on with what we have begun, and begins nothing.
+        if record.is_forbidden() || known.is_none() && !may_begin(record) {
+            count(&counters.dropped_forbidden);
+            drop(peers);
+            if record.is_forbidden() {
+                self.revoke(record.key);
+            }
+            return None;
+        }
+        if let Some(peer) = known {
+            let mut session = peer.session();
+            session.update(record, now);
+            session.let_in(record.inbound.as_ref());
+            drop(session);
             if !peer.deliver(from, initiation.into()) {
                 count(&counters.dropped_overload);
             }
-            return;
+            return None;
         }
         if peers.len() >= self.ours.limits.peers {
             count(&counters.dropped_overload);
-            return;
+            return None;
         }
         if !self.ours.key.contributes(record.key) {
             count(&counters.dropped_handshake);
-            return;
+            return None;
         }
         // A session is made only for an initiation that the key's holder has signed.
         let mut session = Session::new(self.ours.clone(), record, now);
+        session.let_in(record.inbound.as_ref());
         let mut out = Outbox::default();
         session.receive(from, initiation, &self.listeners, &mut out, now);
         if !out.datagrams.is_empty() {
             self.add(&mut peers, record.key, session, out);
         }
+        None
     }
 
     /// Takes the initiation of a peer that has a session already.
@@ -187,12 +216,38 @@ impl Endpoint {
         }
     }
 
-    /// Ends the session of a key that may not talk to us any more.
-    pub(crate) fn revoke(&self, key: MeshKey) {
+    /// Ends the session of a key that may not talk to us any more; whether there was one.
+    pub(crate) fn revoke(&self, key: MeshKey) -> bool {
         let peer = self.peers().get(&key).cloned();
+        let Some(peer) = peer else { return false };
+        self.forget(&peer);
+        // At once, whatever its task is busy with.
+        peer.session().abort_all();
+        peer.revoke();
+        count(&self.ours.counters.revoked);
+        true
+    }
+
+    /// Something is not as it was answered before.
+    pub(crate) fn doubt(&self) {
+        self.doubts.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// How often something was not any more as it was answered before.
+    pub(crate) fn doubts(&self) -> u64 {
+        self.doubts.load(Ordering::Acquire)
+    }
+
+    /// The peers with a session.
+    pub(crate) fn keys(&self) -> Vec<MeshKey> {
+        self.peers().keys().copied().collect()
+    }
+
+    /// Takes what the peer, if it has a session, may reach here from now on.
+    pub(crate) fn renew(&self, record: &PeerRecord) {
+        let peer = self.peers().get(&record.key).cloned();
         if let Some(peer) = peer {
-            self.forget(&peer);
-            peer.revoke();
+            peer.session().let_in(record.inbound.as_ref());
         }
     }
 
@@ -299,6 +354,13 @@ impl Endpoint {
             .collect()
     }
 
+    /// The paths to a peer.
+    pub(crate) fn examine(&self, key: MeshKey) -> Option<Examined> {
+        let peer = self.peers().get(&key).cloned()?;
+        let now = self.epoch.now();
+        Some(peer.session().examine(now))
+    }
+
     /// The session with this receiver index.
     pub(crate) fn routed(&self, index: u32) -> Option<Arc<Peer>> {
         let routes = self.routes.read().unwrap_or_else(PoisonError::into_inner);
@@ -341,6 +403,12 @@ impl Endpoint {
     fn peers(&self) -> MutexGuard<'_, HashMap<MeshKey, Arc<Peer>>> {
         self.peers.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether the peer, looked up by its key, may open connections to us.
+fn may_begin(record: &PeerRecord) -> bool {
+    let inbound = record.inbound.as_ref();
+    inbound.is_some_and(|ports| !ports.is_nothing())
 }
 
 impl fmt::Debug for Endpoint {

@@ -45,6 +45,9 @@ pub enum DialError {
     /// Nobody answers for the address now.
     #[error("nobody holds a lease for {0}")]
     NoLease(SocketAddrV6),
+    /// Policy does not let us reach the port.
+    #[error("policy does not allow a connection to {0}: the tenant that it is of can add a rule")]
+    Forbidden(SocketAddrV6),
     /// It is not known who answers for the address.
     #[error("{address} cannot be resolved")]
     Resolve {

@@ -10,7 +10,7 @@
 //! the stack: everything about keys, paths, timers and who may speak is the same code.
 
 pub(crate) mod alias;
-mod checksum;
+pub(crate) mod checksum;
 pub(crate) mod conn;
 mod frame;
 pub(crate) mod link;

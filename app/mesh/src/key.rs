@@ -59,6 +59,12 @@ impl PrivateKey {
         MeshKey(PublicKey::from(&self.0).to_bytes())
     }
 
+    /// The key as `wg genkey` writes it and configurations of WireGuard have it.
+    #[must_use]
+    pub fn to_text(&self) -> Zeroizing<String> {
+        Zeroizing::new(STANDARD.encode(Zeroizing::new(self.0.to_bytes())))
+    }
+
     /// The key in `path`, in the format of `wg genkey`; makes the file, with mode 0600, if it is not
     /// there.
     ///
@@ -77,7 +83,7 @@ impl PrivateKey {
 
     fn create(path: &Path) -> Result<Self, KeyError> {
         let key = Self::generate();
-        let mut text = Zeroizing::new(STANDARD.encode(Zeroizing::new(key.0.to_bytes())));
+        let mut text = key.to_text();
         text.push('\n');
         // Written whole beside it and renamed: a crash never leaves a torn identity.
         files::write_atomic(path, text.as_bytes(), 0o600).map_err(|source| KeyError::File {

@@ -22,6 +22,9 @@ use crate::{MeshError, Stream};
 /// that wait are in its backlog.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Stands for every port without a listener of its own; nobody can connect to it by number.
+const ALL: u16 = 0;
+
 /// A connection that a peer opened.
 #[derive(Debug)]
 pub struct Incoming {
@@ -72,7 +75,21 @@ impl Listener {
         })
     }
 
-    /// The port.
+    /// Takes what no other listener takes.
+    pub(crate) fn of_all(endpoint: Arc<Endpoint>) -> Result<Self, MeshError> {
+        if endpoint.kernel.is_some() {
+            return Err(MeshError::Port(ALL));
+        }
+        let backlog = endpoint.ours.limits.backlog;
+        let source = Source::User(endpoint.listeners.insert(ALL, backlog)?);
+        Ok(Self {
+            port: ALL,
+            source,
+            endpoint,
+        })
+    }
+
+    /// The port; 0 for all that no other listener has.
     #[must_use]
     pub const fn port(&self) -> u16 {
         self.port
@@ -166,8 +183,15 @@ impl Listeners {
         port: u16,
         backlog: usize,
     ) -> Result<mpsc::Receiver<Incoming>, MeshError> {
+        if port == ALL {
+            return Err(MeshError::Port(port));
+        }
+        self.insert(port, backlog)
+    }
+
+    fn insert(&self, port: u16, backlog: usize) -> Result<mpsc::Receiver<Incoming>, MeshError> {
         let mut ports = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        if port == 0 || ports.contains_key(&port) {
+        if ports.contains_key(&port) {
             return Err(MeshError::Port(port));
         }
         let (sender, receiver) = mpsc::channel(backlog.max(1));
@@ -186,7 +210,7 @@ impl Listeners {
 impl Doors for Listeners {
     fn knock(&self, port: u16) -> Door {
         let ports = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(sender) = ports.get(&port) else {
+        let Some(sender) = ports.get(&port).or_else(|| ports.get(&ALL)) else {
             return Door::Closed;
         };
         match sender.clone().try_reserve_owned() {

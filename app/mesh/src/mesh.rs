@@ -1,7 +1,7 @@
 //! The endpoint as its users hold it.
 
 use std::future::poll_fn;
-use std::net::{SocketAddr, SocketAddrV6};
+use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,10 +22,11 @@ use crate::endpoint::Endpoint;
 use crate::kernel::{self, Kernel, KernelStream, Place};
 use crate::path::{Discovery, Surroundings};
 use crate::peer::Peer;
+use crate::review;
 use crate::session::{Ours, Session};
 use crate::stack::Dialed;
 use crate::stats::{Counters, count};
-use crate::status::PeerStatus;
+use crate::status::{Examined, OwnStatus, PeerStatus};
 use crate::stream::UserStream;
 use crate::survey::survey;
 use crate::underlay::{Inlet, Own, Underlay, Watched};
@@ -48,6 +49,8 @@ pub struct Mesh {
     endpoint: Arc<Endpoint>,
     stack: Arc<StackInUse>,
     has_relays: bool,
+    /// How many are configured.
+    relays: u16,
     _alive: Arc<Alive>,
 }
 
@@ -89,8 +92,12 @@ impl Attempt {
 
 /// Opens the kernel's stack, if it is wanted and can be had.
 fn open_stack(choice: StackChoice, ours: &Ours) -> Result<(Option<Kernel>, StackInUse), MeshError> {
-    if choice == StackChoice::Userspace {
-        let reason = "configured".to_owned();
+    let given = match (&ours.gate, choice) {
+        (Some(_), _) => Some("it answers for addresses that are not its own"),
+        (None, StackChoice::Userspace) => Some("configured"),
+        (None, _) => None,
+    };
+    if let Some(reason) = given.map(str::to_owned) {
         return Ok((None, StackInUse::Userspace { reason }));
     }
     match Kernel::open(Arc::clone(&ours.addresses), ours.limits.tcp_buffer_bytes) {
@@ -151,13 +158,12 @@ impl Mesh {
             key: config.key,
             addresses: config.addresses.into(),
             indices: IndexTable::from_os_rng(),
-            limiter: Arc::new(RateLimiter::new(
-                &public,
-                config.limits.handshakes_per_second,
-            )),
+            // Cookies are asked for before (`intake`).
+            limiter: Arc::new(RateLimiter::new(&public, u64::MAX)),
             limits: Arc::new(config.limits),
             counters: Arc::new(Counters::default()),
             around,
+            gate: config.gate,
         };
         let (kernel, stack) = open_stack(config.stack, &ours)?;
         let watched = match kernel {
@@ -185,6 +191,7 @@ impl Mesh {
         endpoint
             .tasks
             .spawn("mesh-verify", Importance::Essential, verify);
+        review::start(&endpoint);
         let survey = survey(Arc::clone(&endpoint));
         endpoint
             .tasks
@@ -193,6 +200,7 @@ impl Mesh {
             endpoint,
             stack: Arc::new(stack),
             has_relays: !config.relays.is_empty(),
+            relays: u16::try_from(config.relays.len()).unwrap_or(u16::MAX),
             _alive: alive,
         })
     }
@@ -230,6 +238,30 @@ impl Mesh {
         self.endpoint.statuses()
     }
 
+    /// The paths to a peer with a session, and what is known of its side.
+    #[must_use]
+    pub fn examine(&self, key: MeshKey) -> Option<Examined> {
+        self.endpoint.examine(key)
+    }
+
+    /// Our side of every path.
+    ///
+    /// # Errors
+    /// Those of the operating system, if it does not tell where the socket is bound.
+    pub fn own(&self) -> std::io::Result<OwnStatus> {
+        let side = self.endpoint.ours.around.side();
+        Ok(OwnStatus {
+            key: self.endpoint.public,
+            addresses: self.endpoint.ours.addresses.to_vec(),
+            underlay: self.underlay_addr()?,
+            stack: StackInUse::clone(&self.stack),
+            candidates: side.candidates.clone(),
+            hard: side.hard,
+            relays_configured: self.relays,
+            relays_connected: side.relays.clone(),
+        })
+    }
+
     /// The counters.
     #[must_use]
     pub fn stats(&self) -> Stats {
@@ -237,6 +269,13 @@ impl Mesh {
             .ours
             .counters
             .snapshot(self.endpoint.sessions())
+    }
+
+    /// Cuts the sessions with a key off, at once; whether there was one. It comes back if the resolver still
+    /// knows it. What [`Resolver::changes`] tells does this by itself.
+    pub fn revoke(&self, key: MeshKey) -> bool {
+        self.endpoint.doubt();
+        self.endpoint.revoke(key)
     }
 
     /// Accepts connections to `port` on all our addresses.
@@ -248,6 +287,16 @@ impl Mesh {
         Listener::new(Arc::clone(&self.endpoint), port)
     }
 
+    /// Accepts the connections to every port that has no listener of its own, on our addresses and on
+    /// those that the [`Gate`](crate::Gate) covers, as far as it admits them.
+    ///
+    /// # Errors
+    /// [`MeshError::Port`] if somebody does so already, or with the kernel's stack, which it needs a gate
+    /// to do without.
+    pub fn listen_all(&self) -> Result<Listener, MeshError> {
+        Listener::of_all(Arc::clone(&self.endpoint))
+    }
+
     /// Connects to whoever answers for the address now, from our first address, within
     /// [`Limits::dial_timeout`](crate::Limits::dial_timeout).
     ///
@@ -256,10 +305,7 @@ impl Mesh {
     pub async fn dial(&self, remote: SocketAddrV6) -> Result<Stream, DialError> {
         let started = Instant::now();
         let deadline = started + self.endpoint.ours.limits.dial_timeout;
-        let record = self.resolve(remote, deadline).await?;
-        if record.endpoints.is_empty() {
-            self.await_relay(deadline).await;
-        }
+        let record = self.find(remote, deadline).await?;
         let since = self.endpoint.epoch.now();
         let (peer, attempt) = self.attempt(&record, remote)?;
         let mut dialed = timeout_at(started + NUDGE, attempt.dialed()).await;
@@ -337,6 +383,44 @@ impl Mesh {
                 })
             }
         }
+    }
+
+    /// Who is behind an address, as it is when it is dialed.
+    async fn find(&self, remote: SocketAddrV6, deadline: Instant) -> Result<PeerRecord, DialError> {
+        loop {
+            let doubts = self.endpoint.doubts();
+            let record = self.resolve(remote, deadline).await?;
+            let ports = record.outbound.as_ref();
+            if ports.is_some_and(|ports| !ports.admit(remote.port())) {
+                return Err(DialError::Forbidden(remote));
+            }
+            if record.endpoints.is_empty() {
+                self.await_relay(deadline).await;
+            }
+            // What has changed meanwhile, somebody has waited for.
+            if self.endpoint.doubts() == doubts || Instant::now() >= deadline {
+                return Ok(record);
+            }
+        }
+    }
+
+    pub(crate) const fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.endpoint
+    }
+
+    /// The session with whoever answers for an address, there from now on.
+    pub(crate) async fn meet(
+        &self,
+        address: Ipv6Addr,
+        deadline: Instant,
+    ) -> Result<Arc<Peer>, DialError> {
+        let remote = SocketAddrV6::new(address, 0, 0, 0);
+        let record = self.resolve(remote, deadline).await?;
+        if record.endpoints.is_empty() {
+            self.await_relay(deadline).await;
+        }
+        let (peer, ()) = self.endpoint.connect(&record, remote, |_| Ok(()))?;
+        Ok(peer)
     }
 
     /// Waits until one of our relays is connected, if we have any.

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::endpoint::Endpoint;
 use crate::kernel::Link;
 use crate::path::{self, HINT_LEN, Path};
+use crate::review;
 use crate::session::{Outbox, Session};
 use crate::stack::ConnId;
 use crate::stats::{Counters, add, count};
@@ -71,6 +72,8 @@ struct Step {
     wake: Instant,
     /// Nobody needs the session.
     over: bool,
+    /// It must be looked up what the peer may reach.
+    asks: bool,
 }
 
 #[derive(Default)]
@@ -153,7 +156,15 @@ impl Peer {
         loop {
             self.take(&mut batch);
             let full = batch.len() == BATCH;
-            let Step { out, wake, over } = self.step(&mut batch, &endpoint);
+            let Step {
+                out,
+                wake,
+                over,
+                asks,
+            } = self.step(&mut batch, &endpoint);
+            if asks {
+                review::look_up(&endpoint, self.key);
+            }
             self.dispatch(out, &endpoint).await;
             if full || wake <= self.epoch.now() {
                 // More to do, after the others had their turn.
@@ -196,6 +207,7 @@ impl Peer {
             out,
             wake: session.poll_at(now),
             over: session.is_over(now),
+            asks: session.take_asks(),
         }
     }
 

@@ -22,16 +22,17 @@ use gotatun::tun::MtuWatcher;
 use gotatun::x25519::PublicKey;
 use smoltcp::time::{Duration, Instant};
 use tabbify_api::mesh::PeerRecord;
+use tabbify_api::policy::Ports;
 use tabbify_types::MeshKey;
 
 use crate::PrivateKey;
 use crate::config::{Limits, MTU};
+use crate::gate::{Gate, Replies, Shut};
 use crate::kernel::{Alias, Link};
-use crate::packet;
+use crate::packet::{self, Inner};
 use crate::path::{Agent, Path, Proof, Surroundings, Wishes};
 use crate::stack::{ConnId, ConnectError, Doors, Seat, Stack};
 use crate::stats::{Counters, count};
-use crate::status::PeerStatus;
 
 /// How often the engine looks at its timers while there is traffic, and otherwise.
 const TICK_HOT: Duration = Duration::from_millis(250);
@@ -50,6 +51,9 @@ const UNCONFIRMED_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long data waits for the handshake with a peer that seems to have moved.
 const HOLD: Duration = Duration::from_secs(1);
 
+/// How often it is asked what a peer may reach that we have dialed, while nobody can tell.
+const ASK_EVERY: Duration = Duration::from_millis(500);
+
 /// What all sessions of an endpoint share.
 #[derive(Clone)]
 pub(crate) struct Ours {
@@ -61,6 +65,8 @@ pub(crate) struct Ours {
     pub(crate) limiter: Arc<RateLimiter>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) around: Arc<Surroundings>,
+    /// Answers for addresses that are not ours.
+    pub(crate) gate: Option<Arc<dyn Gate>>,
 }
 
 /// What a session wants done.
@@ -80,6 +86,8 @@ pub(crate) struct Outbox {
 
 pub(crate) struct Session {
     ours: Ours,
+    /// Its key.
+    peer: MeshKey,
     tunn: Tunn,
     mtu: MtuWatcher,
     pub(crate) stack: Stack,
@@ -87,6 +95,11 @@ pub(crate) struct Session {
     pub(crate) link: Option<Link>,
     /// Inner addresses that the peer may speak from.
     theirs: Vec<Ipv6Addr>,
+    /// Ports that it may open connections to; none while that is not known.
+    inbound: Option<Ports>,
+    /// When it was last wished for that it be looked up what they are, and whether that is still to be done.
+    asked: Option<Instant>,
+    asks: bool,
     /// Where the peer is.
     pub(crate) agent: Agent,
     heard: Option<Instant>,
@@ -97,6 +110,8 @@ pub(crate) struct Session {
     initiate: bool,
     traffic: Instant,
     tick: Instant,
+    /// What the gate answers itself.
+    replies: Replies,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -133,11 +148,15 @@ impl Session {
         let agent = ours.around.agent(&ours.key, record.key);
         let mut session = Self {
             ours,
+            peer: record.key,
             tunn,
             mtu: MtuWatcher::new(MTU),
             stack,
             link: None,
             theirs: Vec::new(),
+            inbound: None,
+            asked: None,
+            asks: false,
             agent,
             heard: None,
             unanswered: None,
@@ -145,6 +164,7 @@ impl Session {
             initiate: false,
             traffic: now,
             tick: now,
+            replies: Replies::new(now),
         };
         session.update(record, now);
         session
@@ -153,12 +173,43 @@ impl Session {
     /// Takes what the resolver says now.
     pub(crate) fn update(&mut self, record: &PeerRecord, now: Instant) {
         self.theirs.clone_from(&record.addresses);
+        if record.inbound.is_some() {
+            self.inbound.clone_from(&record.inbound);
+        }
         if self.agent.set_record(&record.endpoints) {
             // Perhaps it was restarted somewhere else and has forgotten our keys: ask everywhere,
             // and do not talk to a grave meanwhile.
             self.hold = Some(now + HOLD);
             self.initiate = true;
         }
+    }
+
+    /// Takes what the peer may reach here, now that its key was looked up: what is not told is nothing.
+    pub(crate) fn let_in(&mut self, inbound: Option<&Ports>) {
+        self.inbound = Some(inbound.cloned().unwrap_or(Ports::NOTHING));
+    }
+
+    /// Whether somebody must look up what the peer may reach here.
+    pub(crate) const fn asks(&self) -> bool {
+        self.asks
+    }
+
+    /// The same, once.
+    pub(crate) fn take_asks(&mut self) -> bool {
+        std::mem::take(&mut self.asks)
+    }
+
+    /// Whether the peer may open a connection to this port.
+    fn admits(&mut self, port: u16, now: Instant) -> bool {
+        if let Some(ports) = &self.inbound {
+            return ports.admit(port);
+        }
+        // The peer repeats its SYN; by then it is known.
+        if self.asked.is_none_or(|asked| now >= asked + ASK_EVERY) {
+            self.asked = Some(now);
+            self.asks = true;
+        }
+        false
     }
 
     /// Begins a connection from our first address.
@@ -318,27 +369,6 @@ impl Session {
         self.traffic = now;
     }
 
-    /// Where the peer is reached.
-    pub(crate) fn status(&self, key: MeshKey, now: Instant) -> PeerStatus {
-        let path = self.agent.current();
-        let why_relayed = match path {
-            None => Some("nothing was heard of it yet"),
-            Some(path) if !path.is_relayed() => None,
-            Some(_) if self.agent.is_hopeless() => {
-                Some("both NATs take another port for every destination")
-            }
-            Some(_) => Some("no direct path is proven yet; it is looked for while there is data"),
-        };
-        PeerStatus {
-            key,
-            path,
-            rtt: self.agent.rtt().map(Into::into),
-            silent: self.heard.map(|heard| (now - heard).into()),
-            changes: self.agent.changes(),
-            why_relayed,
-        }
-    }
-
     fn grant(&self, wishes: Wishes, out: &mut Outbox) {
         let probes = wishes.probes.into_iter();
         let probes = probes.map(|(path, probe)| (path, Packet::copy_from(&probe[..])));
@@ -352,12 +382,17 @@ impl Session {
         if packet.is_empty() {
             return; // a keep-alive
         }
-        let counters = &self.ours.counters;
         match packet::parse(&packet) {
             Some(inner) if !self.theirs.contains(&inner.source) => {
-                count(&counters.dropped_spoofed_source);
+                count(&self.ours.counters.dropped_spoofed_source);
             }
             Some(inner) if self.ours.addresses.contains(&inner.destination) => {
+                if let Some(ports) = inner.opening
+                    && !self.admits(ports.destination, now)
+                {
+                    count(&self.ours.counters.dropped_forbidden);
+                    return;
+                }
                 let Some(link) = &mut self.link else {
                     self.stack.input(packet, &inner, doors, now);
                     return;
@@ -368,11 +403,42 @@ impl Session {
                         packet.truncate(inner.len);
                         out.inner.push(packet);
                     }
-                    _ => count(&counters.dropped_inner),
+                    _ => count(&self.ours.counters.dropped_inner),
                 }
             }
-            _ => count(&counters.dropped_inner),
+            Some(inner) => match self.ours.gate.clone() {
+                Some(gate) if gate.covers(inner.destination) => {
+                    self.pass(&*gate, packet, &inner, doors, out, now);
+                }
+                _ => count(&self.ours.counters.dropped_inner),
+            },
+            None => count(&self.ours.counters.dropped_inner),
         }
+    }
+
+    /// Takes a packet for an address that the gate stands for.
+    fn pass(
+        &mut self,
+        gate: &dyn Gate,
+        packet: Packet,
+        inner: &Inner,
+        doors: &dyn Doors,
+        out: &mut Outbox,
+        now: Instant,
+    ) {
+        let (peer, to) = (self.peer, inner.destination);
+        if !inner.is_tcp {
+            let shows = || gate.shows(peer, to);
+            if let Some(answer) = self.replies.answer(&packet, inner, shows, now) {
+                self.emit(answer, out, now);
+            }
+            return;
+        }
+        let is_refused = inner.opening.is_some_and(|ports| {
+            !gate.admits(peer, SocketAddrV6::new(to, ports.destination, 0, 0))
+        });
+        let doors: &dyn Doors = if is_refused { &Shut } else { doors };
+        self.stack.input(packet, inner, doors, now);
     }
 
     /// Takes a packet that the kernel's stack has for the peer, padded; whether [`Self::poll_at`] may
@@ -523,6 +589,8 @@ impl Kind {
         }
     }
 }
+
+mod look;
 
 #[cfg(test)]
 mod link_tests;

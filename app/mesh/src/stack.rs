@@ -401,6 +401,13 @@ impl Stack {
         }
     }
 
+    /// Ends the connection: the peer gets a reset.
+    pub(crate) fn abort(&mut self, id: ConnId) {
+        if let Some((socket, _)) = self.socket(id) {
+            socket.abort();
+        }
+    }
+
     /// The owner lets go, as `close(2)`: with unread data the peer gets a reset, else what is queued
     /// and FIN.
     pub(crate) fn release(&mut self, id: ConnId, now: Instant) {

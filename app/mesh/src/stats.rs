@@ -13,6 +13,16 @@ macro_rules! counters {
             $($(#[$doc])* pub $name: u64,)*
         }
 
+        impl Stats {
+            /// The counters with their names, in the order above.
+            #[must_use]
+            pub fn named(&self) -> Vec<(String, u64)> {
+                let mut named = vec![("sessions".to_owned(), self.sessions)];
+                $(named.push((stringify!($name).to_owned(), self.$name));)*
+                named
+            }
+        }
+
         #[derive(Debug, Default)]
         pub(crate) struct Counters {
             $(pub(crate) $name: AtomicU64,)*
@@ -56,7 +66,7 @@ counters! {
     dropped_unknown_key,
     /// Dropped: a handshake that does not authenticate, or is a replay.
     dropped_handshake,
-    /// Answered with a cookie instead: too many handshakes from one address.
+    /// Answered with a cookie instead, or not at all: too many handshakes, of all or from one address.
     dropped_rate_limited,
     /// Dropped: a probe that does not authenticate, or of nobody we talk to.
     dropped_probe,
@@ -64,6 +74,11 @@ counters! {
     dropped_forged,
     /// Dropped: a transport message seen before, or too old to tell.
     dropped_replayed,
+    /// Sessions that were cut because their peer may not talk to us any more.
+    revoked,
+    /// Dropped: the opening of a connection that policy does not allow, or a handshake of who may reach
+    /// nothing here.
+    dropped_forbidden,
     /// Dropped: an inner packet from an address that its sender does not own.
     dropped_spoofed_source,
     /// Dropped: an inner packet that is not IPv6, or not for us.

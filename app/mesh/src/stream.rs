@@ -45,6 +45,14 @@ impl Stream {
         }
     }
 
+    /// Ends the connection at once: the peer gets a reset, and what was written may be lost.
+    pub fn reset(self) {
+        match self.0 {
+            Kind::User(stream) => stream.abort(),
+            Kind::Kernel(stream) => stream.abort(),
+        }
+    }
+
     /// Our end and the peer's, while there is a connection.
     #[must_use]
     pub fn endpoints(&self) -> Option<(SocketAddrV6, SocketAddrV6)> {
@@ -162,6 +170,11 @@ impl UserStream {
     fn close(&self) {
         self.peer.session().stack.close(self.id);
         self.peer.kick();
+    }
+
+    /// Being dropped then, it lets go of what is ended already.
+    fn abort(self) {
+        self.peer.session().stack.abort(self.id);
     }
 }
 

@@ -66,7 +66,7 @@ fn look(endpoint: &Endpoint, now: Instant) {
         discovery.set_local(local_addresses(bound), now);
         if endpoint.asks_nat {
             // Where it cannot be read, there is no NAT to be asked.
-            let routes = std::fs::read_to_string("/proc/self/net/route").unwrap_or_default();
+            let routes = std::fs::read_to_string("/proc/thread-self/net/route").unwrap_or_default();
             discovery.set_gateway(portmap::gateway(&routes), now);
         }
         drop(discovery);

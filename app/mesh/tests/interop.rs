@@ -106,11 +106,11 @@ fn exchange(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn boringtun_gets_a_syn_ack() -> Fallible {
     let secret = StaticSecret::from(tabbify_process::random::<32>());
-    let record = PeerRecord {
-        key: MeshKey(PublicKey::from(&secret).to_bytes()),
-        addresses: vec![THEIRS],
-        endpoints: Vec::new(),
-    };
+    let record = PeerRecord::unrestricted(
+        MeshKey(PublicKey::from(&secret).to_bytes()),
+        vec![THEIRS],
+        Vec::new(),
+    );
     let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
     let config = Config::new(PrivateKey::generate(), vec![OURS], loopback);
     let mesh = Mesh::bind(config, Arc::new(Only(record)), &Tasks::new())?;

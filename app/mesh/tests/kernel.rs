@@ -52,11 +52,11 @@ fn bind(n: u16, other: &Arc<Other>, tasks: &Tasks) -> Result<Mesh, MeshError> {
 }
 
 fn record(n: u16, mesh: &Mesh) -> Fallible<PeerRecord> {
-    Ok(PeerRecord {
-        key: mesh.public_key(),
-        addresses: vec![inner(n)],
-        endpoints: vec![mesh.underlay_addr()?],
-    })
+    Ok(PeerRecord::unrestricted(
+        mesh.public_key(),
+        vec![inner(n)],
+        vec![mesh.underlay_addr()?],
+    ))
 }
 
 /// Two that know each other; `None`, and a word about it, where the system does not allow it.

@@ -3,63 +3,29 @@
 //! those with the kernel's need the right to make a network namespace, or a user namespace.
 #![expect(clippy::print_stderr, reason = "a test that cannot run says so")]
 
-use std::collections::HashMap;
+#[path = "common/roster.rs"]
+mod roster;
+
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use tabbify_api::BoxFuture;
-use tabbify_api::mesh::{PeerRecord, ResolveError, Resolver};
+use tabbify_api::mesh::{PeerRecord, Resolver};
 use tabbify_mesh::{
     Config, DialError, Listener, Mesh, MeshError, PrivateKey, StackChoice, StackInUse, Stats,
     Stream,
 };
 use tabbify_process::{Importance, Tasks};
-use tabbify_types::{APP_PORT, MeshKey};
+use tabbify_types::APP_PORT;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::Instant;
+
+use roster::Roster;
 
 type Fallible<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 /// A test that waits for this long is stuck.
 const WATCHDOG: Duration = Duration::from_secs(60);
-
-/// Everybody who may be known, changed at will.
-#[derive(Debug, Default)]
-struct Roster(Mutex<HashMap<MeshKey, PeerRecord>>);
-
-impl Roster {
-    fn put(&self, record: PeerRecord) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(record.key, record);
-    }
-
-    fn remove(&self, key: MeshKey) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&key);
-    }
-
-    fn find(&self, wanted: impl Fn(&PeerRecord) -> bool) -> Option<PeerRecord> {
-        let records = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        records.values().find(|record| wanted(record)).cloned()
-    }
-}
-
-impl Resolver for Roster {
-    fn by_address(&self, address: Ipv6Addr) -> BoxFuture<'_, Result<PeerRecord, ResolveError>> {
-        let found = self.find(|record| record.addresses.contains(&address));
-        Box::pin(async move { found.ok_or(ResolveError::NoLease(address)) })
-    }
-
-    fn by_key(&self, key: MeshKey) -> BoxFuture<'_, Result<PeerRecord, ResolveError>> {
-        let found = self.find(|record| record.key == key);
-        Box::pin(async move { found.ok_or(ResolveError::UnknownKey(key)) })
-    }
-}
 
 struct Net {
     roster: Arc<Roster>,
@@ -97,11 +63,7 @@ impl Net {
 
     fn publish(&self, n: u16, mesh: &Mesh) -> Fallible {
         let endpoints = vec![mesh.underlay_addr()?];
-        let record = PeerRecord {
-            key: mesh.public_key(),
-            addresses: vec![inner(n)],
-            endpoints,
-        };
+        let record = PeerRecord::unrestricted(mesh.public_key(), vec![inner(n)], endpoints);
         self.roster.put(record);
         Ok(())
     }
@@ -335,11 +297,8 @@ async fn dials_fail_with_the_reason(net: Net) -> Fallible {
     let gone = UdpSocket::bind("127.0.0.1:0")?.local_addr()?;
     for (n, at) in [(3, deaf.local_addr()?), (4, gone)] {
         let key = PrivateKey::generate().public();
-        net.roster.put(PeerRecord {
-            key,
-            addresses: vec![inner(n)],
-            endpoints: vec![at],
-        });
+        net.roster
+            .put(PeerRecord::unrestricted(key, vec![inner(n)], vec![at]));
         let started = Instant::now();
         let silent = node.dial(app(n)).await;
         assert!(
@@ -353,11 +312,8 @@ async fn dials_fail_with_the_reason(net: Net) -> Fallible {
         );
     }
     let key = PrivateKey::generate().public();
-    net.roster.put(PeerRecord {
-        key,
-        addresses: vec![inner(5)],
-        endpoints: Vec::new(),
-    });
+    net.roster
+        .put(PeerRecord::unrestricted(key, vec![inner(5)], Vec::new()));
     assert!(matches!(
         node.dial(app(5)).await,
         Err(DialError::Unreachable(_))
@@ -390,7 +346,7 @@ async fn a_stranger_is_refused_until_it_is_known(net: Net) -> Fallible {
     stream.write_all(b"x").await?;
     within(async { Ok(stream.read_exact(&mut [0; 1]).await?) }).await?;
     // Its key is taken back: the next handshake with it ends the session.
-    net.roster.remove(stranger.public_key());
+    net.roster.records().remove(&stranger.public_key());
     let again = net.stranger(1, key)?;
     tokio::select! {
         dialed = again.dial(app(2)) => assert!(dialed.is_err()),
@@ -611,6 +567,37 @@ async fn throughput_of_one_stream(net: Net) -> Fallible {
     Ok(())
 }
 
+/// An app that nobody talks to has no session; one that was talked to has one for a while.
+async fn a_session_takes_little_memory(net: Net) -> Fallible {
+    const PEERS: u16 = 400;
+    let resident = || -> Fallible<u64> {
+        let text = std::fs::read_to_string("/proc/self/statm")?;
+        let pages: u64 = text.split(' ').nth(1).ok_or("no such field")?.parse()?;
+        Ok(pages * 4096)
+    };
+    let mut config = net.config(1, PrivateKey::generate());
+    config.limits.dial_timeout = Duration::from_millis(200);
+    let resolver = Arc::clone(&net.roster) as Arc<dyn Resolver>;
+    let node = Mesh::bind(config, resolver, &net.tasks)?;
+    let deaf = UdpSocket::bind("127.0.0.1:0")?;
+    for n in 10..10 + PEERS {
+        let key = PrivateKey::generate().public();
+        let record = PeerRecord::unrestricted(key, vec![inner(n)], vec![deaf.local_addr()?]);
+        net.roster.put(record);
+    }
+    let before = resident()?;
+    let dials = (10..10 + PEERS).map(|n| node.dial(app(n)));
+    let dialed = futures_util::future::join_all(dials).await;
+    assert!(dialed.iter().all(Result::is_err));
+    assert_eq!(node.stats().sessions, u64::from(PEERS));
+    let each = resident()?.saturating_sub(before) / u64::from(PEERS);
+    eprintln!("a session without connections takes {each} bytes");
+    // nextest gives each test a process; elsewhere the memory may be another test's.
+    let is_alone = tabbify_process::env::read("NEXTEST").is_some();
+    assert!(each < 64 * 1024 || !is_alone, "{each}");
+    Ok(())
+}
+
 /// Runs `test` with endpoints of these stacks; says so if the system does not allow them.
 async fn run<F>(name: &str, stacks: [StackChoice; 2], test: impl FnOnce(Net) -> F) -> Fallible
 where
@@ -660,6 +647,7 @@ macro_rules! everything {
             streams_end_with_their_mesh,
             small_requests_wait_for_no_timer,
             throughput_of_one_stream,
+            a_session_takes_little_memory,
         }
     };
 }

@@ -84,6 +84,8 @@ pub struct Timeouts {
     pub body: Duration,
     /// For a connection to an app.
     pub connect: Duration,
+    /// For a connection to an instance while others serve, too: then one of them is tried.
+    pub elsewhere: Duration,
     /// For an app's answer to begin, from the last byte that the app was sent.
     pub first_byte: Duration,
     /// For the next byte, in either direction, of an answer or tunnel that has begun. Long, since
@@ -104,6 +106,7 @@ impl Default for Timeouts {
             head: Duration::from_secs(30),
             body: Duration::from_secs(60),
             connect: Duration::from_secs(60),
+            elsewhere: Duration::from_secs(2),
             first_byte: Duration::from_secs(60),
             idle: Duration::from_secs(3600),
             pooled: Duration::from_secs(20),

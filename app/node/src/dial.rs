@@ -1,5 +1,5 @@
-//! Step 4: the app's address → a stream over the mesh. Nobody is asked which machine hosts an app:
-//! its address is derived and dialed.
+//! Step 4, second half: the address of an instance, or of its app → a stream over the mesh. Nobody is
+//! asked which machine runs it: the address is derived and dialed.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -7,7 +7,7 @@ use std::net::SocketAddrV6;
 
 use tabbify_api::BoxFuture;
 use tabbify_mesh::{DialError as MeshDialError, Mesh};
-use tabbify_types::{APP_PORT, AppId, AppUla};
+use tabbify_types::{APP_PORT, AppId, AppUla, InstanceId, InstanceUla};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 /// A connection to a runner.
@@ -56,7 +56,9 @@ impl Dial for Mesh {
             };
             match Self::dial(self, address).await {
                 Ok(stream) => Ok(Box::new(stream) as Box<dyn Stream>),
-                Err(MeshDialError::NoLease(_)) => Err(DialError::NoLease(address)),
+                Err(MeshDialError::NoLease(_) | MeshDialError::Forbidden(_)) => {
+                    Err(DialError::NoLease(address))
+                }
                 Err(MeshDialError::Refused(_)) => Err(DialError::Refused(address)),
                 Err(MeshDialError::TimedOut(_)) => Err(DialError::TimedOut(address)),
                 Err(MeshDialError::Busy { .. }) => Err(DialError::Busy(address)),
@@ -70,7 +72,11 @@ impl Dial for Mesh {
     }
 }
 
-/// Where every runner of `app` answers: the app's current primary instance.
-pub(crate) fn address_of(app: AppId) -> SocketAddrV6 {
-    SocketAddrV6::new(AppUla::derive(app).addr(), APP_PORT, 0, 0)
+/// Where an instance of `app` answers; without a number, whichever the app's address leads to.
+pub(crate) fn address_of(app: AppId, instance: Option<InstanceId>) -> SocketAddrV6 {
+    let address = match instance {
+        Some(instance) => InstanceUla::derive(app, instance).addr(),
+        None => AppUla::derive(app).addr(),
+    };
+    SocketAddrV6::new(address, APP_PORT, 0, 0)
 }

@@ -23,7 +23,7 @@ use crate::headers::{self, Onward};
 use crate::leash::Leash;
 use crate::listen::Caller;
 use crate::node::Node;
-use crate::pool::Upstream;
+use crate::pool::{Take, Upstream};
 use crate::tunnel;
 
 /// LIMIT: bytes of a runner's explanation.
@@ -177,7 +177,7 @@ async fn exchange(
     request: Request<RequestBody>,
     passage: &Passage,
 ) -> Result<(Response<Incoming>, Upstream), Refusal> {
-    let upstream = node.pool.get(app).await.map_err(Refusal::Dial)?;
+    let upstream = node.upstream(app, Take::Any).await?;
     let kept = upstream.was_kept();
     let spare = kept
         .then(|| spare_of(&request, &passage.progress))
@@ -193,7 +193,7 @@ async fn exchange(
     let Some(request) = again.filter(|_| kept && broke) else {
         return Err(refused.error);
     };
-    let upstream = node.pool.connect(app).await.map_err(Refusal::Dial)?;
+    let upstream = node.upstream(app, Take::New).await?;
     let answered = attempt(node, upstream, request, passage).await;
     answered.map_err(|refused| refused.error)
 }

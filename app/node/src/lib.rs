@@ -3,7 +3,7 @@
 //! Plane: app. A request's path, one file a step:
 //!
 //! ```text
-//!   listen ─▶ handle ─▶ route ─▶ authn ─┬▶ forward ─▶ pool ─▶ dial ─▶ runner
+//!   listen ─▶ handle ─▶ route ─▶ authn ─┬▶ forward ─▶ replicas ─▶ pool ─▶ dial ─▶ runner
 //!   framing                             └▶ rest ─▶ log, object store, view
 //! ```
 //!
@@ -17,6 +17,8 @@
 //! - What a handler answers follows from events in the log: nothing is kept here that a restart
 //!   would lose.
 //! - What a token opened ends when the token is revoked, also in the middle of a body.
+//! - A request goes to an instance that serves by the log; one that has left gets no new request, and
+//!   finishes those that it has. Nothing is sent twice because an instance could not be dialed.
 //! - With the log away, what was known is served, and nothing is taken that would have to be written.
 //! - Nothing listens beyond loopback.
 
@@ -35,6 +37,7 @@ mod listen;
 mod node;
 mod pool;
 mod projection;
+mod replicas;
 mod rest;
 mod route;
 mod server;
@@ -44,4 +47,5 @@ mod view;
 pub use config::{Config, Timeouts};
 pub use dial::{Dial, DialError, Stream};
 pub use node::Deps;
-pub use server::{BindError, Server};
+pub use pool::PoolStats;
+pub use server::{BindError, PoolWatch, Server};

@@ -82,8 +82,8 @@ impl Node {
         // new instance.
         let switched = Arc::clone(&pool);
         let follow = follow.hear(move |heard| {
-            if let Noticed::Switched(app) = heard.news {
-                switched.switch(app);
+            if let Noticed::Switched(app, replicas) = &heard.news {
+                switched.switch(*app, replicas);
             }
         });
         let node = Self {

@@ -8,6 +8,7 @@ pub(crate) mod deploys;
 pub(crate) mod events;
 pub(crate) mod files;
 pub(crate) mod logs;
+pub(crate) mod machines;
 mod ndjson;
 pub(crate) mod query;
 pub(crate) mod stored;
@@ -51,6 +52,7 @@ enum Endpoint {
     Deploys,
     Deploy(DeployId),
     Events,
+    Machines,
 }
 
 /// What every handler gets.
@@ -204,6 +206,7 @@ pub(crate) async fn serve(
         Endpoint::Deploys => deploys::request(call, body).await,
         Endpoint::Deploy(deploy) => deploys::wait(call, deploy).await,
         Endpoint::Events => events::read(call),
+        Endpoint::Machines => machines::list(call),
     }
 }
 
@@ -246,6 +249,7 @@ fn endpoint(path: &str) -> Result<Endpoint, Refusal> {
             Ok(Endpoint::Deploy(id.parse().map_err(bad)?))
         }
         ["events"] => Ok(Endpoint::Events),
+        ["machines"] => Ok(Endpoint::Machines),
         _ => Err(unknown()),
     }
 }
@@ -258,7 +262,8 @@ const fn methods(endpoint: &Endpoint) -> &'static str {
         | Endpoint::App(_)
         | Endpoint::Logs(_)
         | Endpoint::Deploy(_)
-        | Endpoint::Events => "GET",
+        | Endpoint::Events
+        | Endpoint::Machines => "GET",
         Endpoint::Apps | Endpoint::Deploys => "GET, POST",
         Endpoint::Token | Endpoint::Versions(_) | Endpoint::Commit(..) | Endpoint::Open(_) => {
             "POST"
@@ -304,6 +309,7 @@ fn event(made: Result<NewEvent, tabbify_types::event::EventError>) -> Result<New
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use tabbify_api::machines::MACHINES_PATH;
 
     use super::*;
 
@@ -336,6 +342,7 @@ mod tests {
         );
         assert_eq!(found("/v1/deploys/ID"), Endpoint::Deploy(deploy));
         assert_eq!(found("/v1/events"), Endpoint::Events);
+        assert_eq!(found(MACHINES_PATH), Endpoint::Machines);
         let refused = |path: &str, code: &str| {
             assert_eq!(at(path).unwrap_err().code().as_str(), code, "{path}");
         };

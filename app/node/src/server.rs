@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{CONNECTIONS_MAX, Config};
 use crate::listen;
 use crate::node::{Deps, Node};
+use crate::pool::{Pool, PoolStats};
 use crate::view::{Urls, View};
 
 /// Why the node cannot begin.
@@ -34,6 +35,18 @@ pub enum BindError {
         #[source]
         source: std::io::Error,
     },
+}
+
+/// Looks at a node's connections to apps.
+#[derive(Debug, Clone)]
+pub struct PoolWatch(Arc<Pool>);
+
+impl PoolWatch {
+    /// What was done so far.
+    #[must_use]
+    pub fn stats(&self) -> PoolStats {
+        self.0.stats()
+    }
 }
 
 /// A node that is bound and does not serve yet.
@@ -81,6 +94,12 @@ impl Server {
     #[must_use]
     pub const fn addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// For whoever wants to know, while it serves, what it does with connections to apps.
+    #[must_use]
+    pub fn pool(&self) -> PoolWatch {
+        PoolWatch(Arc::clone(&self.node.pool))
     }
 
     /// Serves until `shutdown` is cancelled, then stops accepting and returns once every request

@@ -1,9 +1,10 @@
-//! The node's view of the log: a pure fold over `tenant_*.apps`.
+//! The node's view of the log: a pure fold over `tenant_*.apps`, and over the machines of the platform.
 //!
 //! INVARIANT: folding a prefix and then the rest gives the same view as folding everything. Events
 //! of unknown types are skipped; an unknown version of a type in [`CLAIMED`] is an error.
 
 mod deploy;
+pub(crate) mod machines;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -14,12 +15,14 @@ use tabbify_process::fold::{Fold, pairs};
 use tabbify_types::event::EventError;
 use tabbify_types::event::v1::{Access, InstanceRef, VersionPublished};
 use tabbify_types::{
-    AppId, AppName, AppUla, DeployId, Event, InstanceId, Recorded, Rev, SegmentGlob, Tenant,
-    Timestamp, VersionNumber,
+    AppId, AppName, AppUla, DeployId, Event, InstanceId, Recorded, Rev, Segment, SegmentGlob,
+    Tenant, Timestamp, VersionNumber,
 };
 
 use self::deploy::{Deploy, Stage};
+use self::machines::Machines;
 use crate::config::DEPLOYS_MAX;
+use crate::replicas::Replicas;
 use crate::route::host_of;
 
 /// Types that the view reads.
@@ -38,6 +41,12 @@ pub(crate) const CLAIMED: &[&str] = &[
     "app_stop_requested",
     "app_stopped",
     "deploy_finished",
+    "peer_joined",
+    "peer_left",
+    "supervisor_joined",
+    "supervisor_lost",
+    "supervisor_drain_requested",
+    "supervisor_drained",
 ];
 
 /// LIMIT: instances of one app whose deploy is remembered.
@@ -56,6 +65,7 @@ pub(crate) struct View {
     #[serde(with = "pairs")]
     names: BTreeMap<(Tenant, AppName), AppId>,
     deploys: BTreeMap<DeployId, AppId>,
+    pub(crate) machines: Machines,
 }
 
 /// An app.
@@ -94,15 +104,24 @@ struct Traffic {
     instances: BTreeSet<InstanceId>,
     /// Those of them that have not ended.
     live: BTreeSet<InstanceId>,
+    /// Those of them that were told to end: they get no new request.
+    leaving: BTreeSet<InstanceId>,
+}
+
+impl Traffic {
+    /// Those that may get a new request.
+    fn replicas(&self) -> Replicas {
+        Replicas::of(self.live.difference(&self.leaving).copied())
+    }
 }
 
 /// What an event means beyond the view itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Noticed {
     /// Nothing.
     Nothing,
-    /// An instance gets no new work: connections that may lead to it are not used again.
-    Switched(AppId),
+    /// Other instances than before get new requests, these: what is kept to others is not used again.
+    Switched(AppId, Replicas),
 }
 
 /// Where apps are, for people.
@@ -128,7 +147,7 @@ impl Urls {
 
 impl Fold for View {
     const NAME: &'static str = "node";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     type News = Noticed;
     /// A claimed type that this program does not understand.
     type Error = EventError;
@@ -136,7 +155,11 @@ impl Fold for View {
     fn filter(&self) -> Filter {
         Filter {
             kinds: CLAIMED.iter().map(|&kind| kind.to_owned()).collect(),
-            ..Filter::segments([SegmentGlob::all_apps()])
+            ..Filter::segments([
+                SegmentGlob::all_apps(),
+                SegmentGlob::from(&Segment::peers()),
+                SegmentGlob::from(&Segment::supervisors()),
+            ])
         }
     }
 
@@ -144,10 +167,16 @@ impl Fold for View {
         if !CLAIMED.contains(&recorded.kind.as_str()) {
             return Ok(Noticed::Nothing);
         }
-        let (Some(tenant), Some(event)) = (recorded.segment.tenant(), recorded.event()?) else {
+        let Some(event) = recorded.event()? else {
             return Ok(Noticed::Nothing);
         };
-        Ok(self.fold(tenant, recorded, event))
+        match recorded.segment.tenant() {
+            Some(tenant) => Ok(self.fold(tenant, recorded, event)),
+            None => {
+                self.machines.fold(&recorded.segment, recorded.at, event);
+                Ok(Noticed::Nothing)
+            }
+        }
     }
 }
 
@@ -272,21 +301,23 @@ impl App {
                     primary: event.primary,
                     live: instances.clone(),
                     instances,
+                    leaving: BTreeSet::new(),
                 });
                 self.step(event.deploy, Stage::Shifted, at);
-                return Noticed::Switched(self.id);
+                return self.switched();
             }
             Event::AppFailed(event) => {
-                self.ended(event.of.instance);
+                let switched = self.ended(event.of.instance);
                 if let Some(deploy) = self.deploy_of(event.of) {
                     deploy.instance_failed(&event, at);
                 }
                 self.failure = Some(event.detail);
+                return switched;
             }
-            // Again after the switch: a connection that was made before everybody had seen the
-            // switch may still lead to the old instance, which is about to close it.
-            Event::AppStopRequested(_) => return Noticed::Switched(self.id),
-            Event::AppStopped(event) => self.ended(event.of.instance),
+            // Also after a switch: a connection by the app's address that was made before everybody had
+            // seen the switch may still lead to the old instance, which is about to close it.
+            Event::AppStopRequested(event) => return self.leaves(event.of.instance),
+            Event::AppStopped(event) => return self.ended(event.of.instance),
             Event::DeployFinished(event) => {
                 if let Some(deploy) = self.deploy_mut(event.deploy) {
                     deploy.finished(&event, at);
@@ -297,10 +328,30 @@ impl App {
         Noticed::Nothing
     }
 
-    fn ended(&mut self, instance: InstanceId) {
-        if let Some(traffic) = &mut self.traffic {
-            traffic.live.remove(&instance);
+    fn ended(&mut self, instance: InstanceId) -> Noticed {
+        let traffic = self.traffic.as_mut();
+        if traffic.is_some_and(|traffic| traffic.live.remove(&instance)) {
+            return self.switched();
         }
+        Noticed::Nothing
+    }
+
+    fn leaves(&mut self, instance: InstanceId) -> Noticed {
+        let traffic = self.traffic.as_mut();
+        if let Some(traffic) = traffic.filter(|traffic| traffic.instances.contains(&instance)) {
+            traffic.leaving.insert(instance);
+        }
+        self.switched()
+    }
+
+    fn switched(&self) -> Noticed {
+        Noticed::Switched(self.id, self.replicas())
+    }
+
+    /// The instances that may get a new request.
+    pub(crate) fn replicas(&self) -> Replicas {
+        let traffic = self.traffic.as_ref();
+        traffic.map_or(Replicas::Unknown, Traffic::replicas)
     }
 
     fn deploy_mut(&mut self, id: DeployId) -> Option<&mut Deploy> {

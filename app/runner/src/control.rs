@@ -16,6 +16,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::home::Secret;
+use crate::lease::Tickets;
 use crate::peers::Peers;
 use crate::state::State;
 use crate::traffic::Traffic;
@@ -43,6 +44,8 @@ pub struct Control {
     pub traffic: Traffic,
     /// What `SetPeers` replaces.
     pub peers: Arc<Peers>,
+    /// Where spawn tickets go, if there is a coordinator.
+    pub tickets: Option<Tickets>,
     /// Cancelled by `Stop`, after its answer is out.
     pub stop: CancellationToken,
 }
@@ -139,6 +142,15 @@ impl Control {
                 self.peers.set(peers);
                 Answer::Done
             }
+            Request::Spawn(ticket) => match &self.tickets {
+                None => refused("it has no coordinator to show a spawn ticket to"),
+                Some(_) if !self.state.leasing() => refused("it waits for no spawn ticket"),
+                // It waits for one, and takes it; if not, it is about to end.
+                Some(tickets) => match tickets.try_send(ticket) {
+                    Ok(()) => Answer::Done,
+                    Err(_) => refused("it takes no spawn ticket any more"),
+                },
+            },
             Request::Drain { deadline_ms } => {
                 self.state.draining();
                 let deadline = Duration::from_millis(deadline_ms);

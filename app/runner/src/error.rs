@@ -50,6 +50,18 @@ pub enum Error {
     /// The boot document's secret is not 32 bytes in base64url.
     #[error("the secret in {0} is not 32 bytes in base64url")]
     Secret(PathBuf),
+    /// A coordinator that cannot be asked.
+    #[error("the boot document has a coordinator, and no door to it")]
+    NoDoor,
+    /// The coordinator's socket is not one.
+    #[error("{0} is not the path of a socket")]
+    Socket(PathBuf),
+    /// TLS cannot be spoken.
+    #[error("preparing to ask the coordinator")]
+    Door(#[source] tabbify_membership::TlsKeyError),
+    /// The platform's root key cannot be one.
+    #[error("preparing to believe the coordinator")]
+    Coordinator(#[source] tabbify_membership::JoinFailed),
     /// The control socket cannot be made.
     #[error("making the control socket")]
     Control(#[source] io::Error),

@@ -3,16 +3,19 @@
 //! Plane: app. The program is [`run::main`]; this library exists so that tests reach its parts.
 //!
 //! ```text
-//! lock ─▶ boot ─▶ control socket ─▶ mesh ─▶ artifact ─▶ runtime ─▶ serve ─▶ drain ─▶ exit record
+//! lock ─▶ boot ─▶ control socket ─▶ mesh ─▶ lease ─▶ artifact ─▶ runtime ─▶ serve ─▶ drain ─▶ exit record
 //! ```
 //!
 //! Tasks spawned: `control` (one) and `control connection` (each caller), `accept` (one),
 //! `connection` (each of the node's), `guest` (each request of a wasm app), `output` (one, writes
-//! what the app prints). One thread of its own: `epoch`, while wasm runs.
-//! Channels owned: what the app prints, bounded by [`output::QUEUE_LINES`].
+//! what the app prints); with a coordinator also its client's and `candidates` (one). One thread of its
+//! own: `epoch`, while wasm runs.
+//! Channels owned: what the app prints, bounded by [`output::QUEUE_LINES`], and spawn tickets, one at a time.
 //!
 //! Invariants:
 //! - the lock on `birth.json` is held from before the first line of `run` to the end of the process;
+//! - with a coordinator, nothing is fetched or served without a lease of the key that was made here, and
+//!   nothing is served on once a newer instance has it;
 //! - nothing of a tenant's code runs before its digest has been verified;
 //! - a body of any size passes in constant memory, and a cut body never looks complete;
 //! - what the app uses (memory, processor, log disk, connections) has a limit, named `LIMIT` here.
@@ -21,7 +24,9 @@ pub mod artifact;
 pub mod control;
 pub mod error;
 pub mod home;
+pub mod lease;
 pub mod lock;
+mod membership;
 pub mod output;
 pub mod peers;
 pub mod run;

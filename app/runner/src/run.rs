@@ -7,24 +7,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tabbify_api::runner::{Birth, Boot, CONTROL_SOCKET, ExitRecord, Failure};
-use tabbify_mesh::{Config, Listener, Mesh, PrivateKey};
+use tabbify_mesh::{Listener, Mesh};
 use tabbify_process::{Clock, Importance, SystemClock, Tasks, chain, signals, telemetry, unix};
+use tabbify_types::APP_PORT;
 use tabbify_types::event::v1::FailureReason;
-use tabbify_types::{APP_PORT, AppUla, InstanceUla};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::control::Control;
 use crate::home::{Home, Secret};
+use crate::lease::Leaseholder;
 use crate::lock::Lock;
+use crate::membership::Joined;
 use crate::output::Output;
-use crate::peers::Peers;
 use crate::runtime::Start;
 use crate::server::Server;
 use crate::state::{Identity, State};
 use crate::traffic::Traffic;
 use crate::wasm_http::Limits;
-use crate::{Error, artifact, runtime};
+use crate::wasm_http::neighbors::Neighbors;
+use crate::{Error, artifact, membership, runtime};
 
 /// Threads that serve: one app rarely needs more, and a thousand runners share the machine.
 const WORKERS: usize = 2;
@@ -35,7 +37,7 @@ const CONNECTIONS_MAX: usize = 1024;
 /// How long a runner that failed stays, so that its supervisor can ask why.
 const FAILED_FOR: Duration = Duration::from_secs(10);
 
-/// How long requests may go on after `SIGTERM`.
+/// How long requests may go on after `SIGTERM`, and after a newer instance has taken over.
 const TERMINATED_DRAIN: Duration = Duration::from_secs(5);
 
 /// How long what is written may take to be acknowledged by the other end, and by the disk.
@@ -128,11 +130,21 @@ fn live(home: &Home, lock: &mut Lock, clock: &Arc<dyn Clock>) -> Result<End, Err
     end
 }
 
+/// Why it does not go on.
+enum Ended {
+    /// The app cannot be served.
+    Failed(Failure),
+    /// It may not serve any more.
+    Unleased(Failure),
+}
+
 /// A runner that has joined the mesh and answers its supervisor.
 struct Runner {
     boot: Boot,
     tasks: Tasks,
     mesh: Mesh,
+    lease: Option<Leaseholder>,
+    neighbors: Neighbors,
     output: Output,
     traffic: Traffic,
     state: Arc<State>,
@@ -148,8 +160,11 @@ impl Runner {
     ) -> Result<Self, Error> {
         let tasks = Tasks::new();
         let listener = unix::bind(home.directory(), CONTROL_SOCKET).map_err(Error::Control)?;
-        let peers = Arc::new(Peers::new(boot.peers.clone()));
-        let mesh = join_mesh(&boot, &peers, &tasks)?;
+        let Joined {
+            mesh,
+            peers,
+            coordinator,
+        } = membership::join(&boot, clock, &tasks)?;
         let output = Output::open(&boot.logs, boot.of.instance, Arc::clone(clock), &tasks)
             .map_err(|source| Error::Output {
                 path: boot.logs.clone(),
@@ -162,11 +177,28 @@ impl Runner {
             key: mesh.public_key(),
             underlay: mesh.underlay_addr().map_err(Error::Process)?,
         };
+        let state = Arc::new(State::new(identity, traffic.clone()));
+        let neighbors = match &coordinator {
+            Some(names) => Neighbors::new(boot.of.app, Arc::new(names.clone()), mesh.clone()),
+            None => Neighbors::none(boot.of.app),
+        };
+        let leased = coordinator
+            .zip(boot.coordinator.as_ref())
+            .map(|(client, at)| {
+                // Before anybody can ask: a ticket is wanted.
+                state.unleased();
+                let grace = Duration::from_millis(at.outage_grace_ms);
+                let (state, clock) = (Arc::clone(&state), Arc::clone(clock));
+                Leaseholder::new(boot.of, client, grace, state, clock)
+            });
+        let (lease, tickets) = leased.unzip();
         let runner = Self {
-            state: Arc::new(State::new(identity, traffic.clone())),
+            state,
             boot,
             tasks,
             mesh,
+            lease,
+            neighbors,
             output,
             traffic,
             stop: CancellationToken::new(),
@@ -176,6 +208,7 @@ impl Runner {
             state: Arc::clone(&runner.state),
             traffic: runner.traffic.clone(),
             peers,
+            tickets,
             stop: runner.stop.clone(),
         });
         let serving = control.serve(listener, runner.tasks.clone());
@@ -191,7 +224,13 @@ impl Runner {
         let of = self.boot.of;
         tracing::info!(app = %of.app, instance = %of.instance, version = %self.boot.version, "begun");
         let (end, deadline) = tokio::select! {
-            failure = self.serve() => (self.fail(failure, &terminated).await, Duration::ZERO),
+            ended = self.serve() => match ended {
+                Ended::Failed(failure) => (self.fail(failure, &terminated).await, Duration::ZERO),
+                Ended::Unleased(failure) => {
+                    let failure = Some(failure);
+                    (End { code: EXIT_FAILED, failure }, TERMINATED_DRAIN)
+                }
+            },
             () = self.stop.cancelled() => (End { code: 0, failure: None }, Duration::ZERO),
             () = terminated.cancelled() => (End { code: 0, failure: None }, TERMINATED_DRAIN),
             () = self.ended_inside() => (self.broken(), Duration::ZERO),
@@ -207,8 +246,24 @@ impl Runner {
         end
     }
 
+    /// Gets the lease, if there is a coordinator, and serves the app for as long as it is kept.
+    async fn serve(&self) -> Ended {
+        let Some(lease) = &self.lease else {
+            return Ended::Failed(self.serve_app().await);
+        };
+        let until = match lease.obtain().await {
+            Ok(until) => until,
+            Err(failure) => return Ended::Failed(failure),
+        };
+        tracing::info!(%until, "leased");
+        tokio::select! {
+            failure = self.serve_app() => Ended::Failed(failure),
+            failure = lease.keep(until) => Ended::Unleased(failure),
+        }
+    }
+
     /// Starts the app and serves it. Returns only if it cannot be served.
-    async fn serve(&self) -> Failure {
+    async fn serve_app(&self) -> Failure {
         let failure = match self.start().await {
             Ok((server, listener)) => {
                 if self.state.ready() {
@@ -227,13 +282,16 @@ impl Runner {
     }
 
     async fn start(&self) -> Result<(Server, Listener), Failure> {
-        let entry = artifact::fetch(&self.boot).await?;
+        let store = artifact::open(&self.boot.store, &self.mesh, &self.tasks)?;
+        let entry = artifact::fetch(&self.boot, &*store).await?;
+        drop(store);
         let runtime = runtime::start(Start {
             run: self.boot.run.clone(),
             entry,
             output: self.output.clone(),
             tasks: self.tasks.clone(),
             limits: Limits::DEFAULT,
+            neighbors: self.neighbors.clone(),
         })
         .await?;
         let listener = self.mesh.listen(APP_PORT).map_err(|error| Failure {
@@ -259,7 +317,8 @@ impl Runner {
             let Some((place, incoming)) = taken else {
                 return;
             };
-            let connection = server.clone().connection(incoming.stream);
+            let server = server.clone().called_from(*incoming.remote.ip());
+            let connection = server.connection(incoming.stream);
             self.tasks.spawn("connection", Importance::Detached, async {
                 connection.await;
                 drop(place);
@@ -295,19 +354,6 @@ impl Runner {
             failure: failure(FailureReason::Exited, detail),
         }
     }
-}
-
-fn join_mesh(boot: &Boot, peers: &Arc<Peers>, tasks: &Tasks) -> Result<Mesh, Error> {
-    // Made here, in memory: it never touches a disk.
-    let key = PrivateKey::generate();
-    let (app, instance) = (boot.of.app, boot.of.instance);
-    let addresses = vec![
-        AppUla::derive(app).addr(),
-        InstanceUla::derive(app, instance).addr(),
-    ];
-    let config = Config::new(key, addresses, boot.underlay);
-    let resolver = Arc::clone(peers);
-    Mesh::bind(config, resolver, tasks).map_err(Error::Mesh)
 }
 
 fn shortened(mut text: String) -> String {

@@ -12,6 +12,7 @@ use tabbify_types::event::v1::{FailureReason, RunConfig, RuntimeKind};
 
 use crate::output::Output;
 use crate::traffic::Permit;
+use crate::wasm_http::neighbors::Neighbors;
 use crate::wasm_http::{Limits, WasmHttp};
 
 /// A body on its way through: frames as they come, never collected.
@@ -81,6 +82,8 @@ pub struct Start {
     pub tasks: Tasks,
     /// What one request may use.
     pub limits: Limits,
+    /// Other apps, by name.
+    pub neighbors: Neighbors,
 }
 
 /// Starts the runtime that the version asks for.

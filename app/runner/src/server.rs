@@ -1,9 +1,12 @@
 //! HTTP/1.1 over whatever carries bytes: in life streams of the mesh, in tests any other.
 //!
-//! The only caller is the platform's node. It has checked who calls, so `x-tabbify-user` is passed
-//! on; whatever else stands under our prefix, in either direction, is not ours and goes no further.
+//! Callers are the platform's node and other apps. The node has checked who opens the app, so that its
+//! `x-tabbify-user` is passed on. An app is told which app calls it, in [`CALLER_HEADER`], if the mesh has
+//! proven that it does. Whatever else stands under our prefix, in either direction, is not ours and goes no
+//! further.
 
 use std::convert::Infallible;
+use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +20,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tabbify_api::ErrorCode;
 use tabbify_api::apps::{ERROR_HEADER, PLATFORM_HEADER_PREFIX, USER_HEADER};
 use tabbify_process::chain;
+use tabbify_types::{AppId, AppUla, InstanceUla};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::runtime::{Body, BodyError, RequestError, Runtime};
@@ -29,18 +33,71 @@ const BUFFER_LEN_MAX: usize = 64 * 1024;
 /// says nothing.
 const IDLE_MAX: Duration = Duration::from_secs(600);
 
+/// Header that tells an app which app calls it: its id.
+pub const CALLER_HEADER: &str = "x-tabbify-app";
+
+/// Who calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Caller {
+    /// The platform, which has checked for whom.
+    Platform,
+    /// An app, or an instance of one, by the app's address.
+    App(Ipv6Addr),
+}
+
+impl Caller {
+    /// By the inner address, which the mesh has proven.
+    fn at(address: Ipv6Addr) -> Self {
+        if InstanceUla::try_from(address).is_ok() {
+            let [a, b, c, d, e, ..] = address.segments();
+            return Self::App(Ipv6Addr::new(a, b, c, d, e, 0, 0, 1));
+        }
+        match AppUla::try_from(address) {
+            Ok(app) => Self::App(app.addr()),
+            Err(_) => Self::Platform,
+        }
+    }
+
+    /// The one header under our prefix that may be passed on.
+    fn says(self, headers: &HeaderMap) -> Option<&'static str> {
+        let address = match self {
+            Self::Platform => return Some(USER_HEADER),
+            Self::App(address) => address,
+        };
+        let mut told = headers.get_all(CALLER_HEADER).iter();
+        let (Some(told), None) = (told.next(), told.next()) else {
+            return None;
+        };
+        let app: AppId = told.to_str().ok()?.parse().ok()?;
+        (AppUla::derive(app).addr() == address).then_some(CALLER_HEADER)
+    }
+}
+
 /// Serves an app's connections.
 #[derive(Debug, Clone)]
 pub struct Server {
     runtime: Arc<dyn Runtime>,
     traffic: Traffic,
+    caller: Caller,
 }
 
 impl Server {
     /// A server for the app that `runtime` runs.
     #[must_use]
     pub fn new(runtime: Arc<dyn Runtime>, traffic: Traffic) -> Self {
-        Self { runtime, traffic }
+        let caller = Caller::Platform;
+        Self {
+            runtime,
+            traffic,
+            caller,
+        }
+    }
+
+    /// The same for connections from this inner address.
+    #[must_use]
+    pub fn called_from(self, address: Ipv6Addr) -> Self {
+        let caller = Caller::at(address);
+        Self { caller, ..self }
     }
 
     /// Serves one connection to its end: the caller's, the answer that is under way when
@@ -91,7 +148,8 @@ impl Server {
                 "An app is not a proxy: CONNECT is not served.",
             ));
         }
-        remove_ours(request.headers_mut(), Some(USER_HEADER));
+        let said = self.caller.says(request.headers());
+        remove_ours(request.headers_mut(), said);
         let request = request.map(|body| {
             body.map_err(BodyError::Caller)
                 .map_frame(without_ours)
@@ -149,5 +207,43 @@ fn without_ours(frame: Frame<Bytes>) -> Frame<Bytes> {
             Frame::trailers(trailers)
         }
         Err(data) => data,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tabbify_types::{HostUla, InstanceId};
+
+    use super::*;
+
+    #[test]
+    fn nobody_speaks_for_others() {
+        let (app, other) = (AppId::mint(), AppId::mint());
+        let headers = |callers: &[AppId]| {
+            let mut headers = HeaderMap::new();
+            for app in callers {
+                let value = HeaderValue::try_from(app.to_string()).unwrap();
+                headers.append(CALLER_HEADER, value);
+            }
+            headers.insert(USER_HEADER, HeaderValue::from_static("user:owner"));
+            headers
+        };
+        let check = |from: Ipv6Addr, callers: &[AppId], expected: Option<&str>| {
+            let mut headers = headers(callers);
+            let said = Caller::at(from).says(&headers);
+            assert_eq!(said, expected, "{from}");
+            remove_ours(&mut headers, said);
+            let left: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
+            assert_eq!(left, expected.into_iter().collect::<Vec<_>>());
+        };
+        check(HostUla::new(1, 1).addr(), &[app], Some(USER_HEADER));
+        let by_app = AppUla::derive(app).addr();
+        let by_instance = InstanceUla::derive(app, InstanceId(0x1_0002)).addr();
+        for from in [by_app, by_instance] {
+            check(from, &[app], Some(CALLER_HEADER));
+            check(from, &[other], None);
+            check(from, &[], None);
+            check(from, &[app, other], None);
+        }
     }
 }

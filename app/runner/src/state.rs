@@ -1,8 +1,8 @@
 //! Where the runner stands, as the control socket tells it.
 //!
 //! ```text
-//! Starting ─▶ Ready ─▶ Draining
-//!     └─────▶ Failed        (from Starting, too: a drain may come at any time)
+//! Unleased ⇄ Starting ─▶ Ready ─▶ Draining
+//!                └─────▶ Failed        (from Starting, too: a drain may come at any time)
 //! ```
 
 use std::net::SocketAddr;
@@ -48,6 +48,26 @@ impl State {
             traffic,
             stage: watch::Sender::new((StateName::Starting, None)),
         }
+    }
+
+    /// A spawn ticket is wanted.
+    pub fn unleased(&self) {
+        self.move_on(StateName::Unleased, None, |from| {
+            from == StateName::Starting
+        });
+    }
+
+    /// A spawn ticket is there. Says whether one was wanted.
+    pub fn leasing(&self) -> bool {
+        self.move_on(StateName::Starting, None, |from| {
+            from == StateName::Unleased
+        })
+    }
+
+    /// Whether no more requests are taken.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.stage.borrow().0 == StateName::Draining
     }
 
     /// The app can be served. Says whether that is news: a runner that drains stays so.
@@ -139,6 +159,23 @@ mod tests {
         state.failed(failure.clone());
         state.draining();
         assert_eq!(state.status().failure, Some(failure));
+    }
+
+    #[test]
+    fn a_ticket_is_taken_when_it_is_wanted() {
+        let state = state();
+        assert!(!state.leasing(), "it has no coordinator");
+        state.unleased();
+        assert_eq!(state.status().state, StateName::Unleased);
+        assert!(!state.ready(), "not without a lease");
+        assert!(state.leasing());
+        assert!(!state.leasing(), "once");
+        assert!(state.ready());
+        state.unleased();
+        assert_eq!(state.status().state, StateName::Ready);
+        assert!(!state.is_draining());
+        state.draining();
+        assert!(state.is_draining() && !state.leasing());
     }
 
     #[tokio::test(start_paused = true)]

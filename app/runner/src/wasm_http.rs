@@ -17,6 +17,7 @@ mod failure;
 mod guest;
 mod memory;
 mod meter;
+pub mod neighbors;
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -38,9 +39,10 @@ use wasmtime_wasi_http::p2::types::{HostIncomingRequest, HostResponseOutparam};
 use self::body::{FromGuest, ToGuest};
 use self::epoch::Ticker;
 use self::failure::{CpuExceeded, Explained};
-use self::guest::Guest;
+use self::guest::{Egress, Guest};
 use self::memory::{Memory, Pot};
 use self::meter::{Meter, Metered};
+use self::neighbors::Neighbors;
 use crate::output::Output;
 use crate::runtime::{Body, RequestError, Runtime, Start};
 use crate::traffic::Permit;
@@ -84,6 +86,7 @@ pub struct WasmHttp {
     output: Output,
     tasks: Tasks,
     limits: Limits,
+    neighbors: Neighbors,
     pot: Arc<Pot>,
     ticker: Ticker,
 }
@@ -127,6 +130,7 @@ impl WasmHttp {
             output: start.output,
             tasks: start.tasks,
             limits,
+            neighbors: start.neighbors,
             ticker,
         })
     }
@@ -203,7 +207,8 @@ impl WasmHttp {
     /// A store with its limits, in which nothing runs yet.
     fn store(&self, meter: &Arc<Meter>) -> Store<Guest> {
         let memory = Memory::new(Arc::clone(&self.pot), self.run.memory.bytes());
-        let guest = Guest::new(&self.run.env, &self.output, memory);
+        let egress = Egress::new(&self.output, &self.neighbors, meter);
+        let guest = Guest::new(&self.run.env, &self.output, memory, egress);
         let mut store = Store::new(self.app.engine(), guest);
         store.limiter(|guest| &mut guest.memory);
         store.set_hostcall_fuel(HOSTCALL_LEN_MAX);

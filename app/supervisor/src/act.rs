@@ -152,6 +152,11 @@ impl Hands {
             cache: self.config.cache_dir(),
             underlay: self.config.underlay,
             peers: self.config.peers.clone(),
+            coordinator: self
+                .config
+                .identity
+                .as_ref()
+                .map(|identity| identity.coordinator().clone()),
             secret: Secret::mint().to_text(),
         }
     }

@@ -1,6 +1,7 @@
 //! What this machine has been seen to be able to run.
 
 use std::io;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -8,16 +9,14 @@ use tabbify_types::event::v1::Capability;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use crate::Config;
-
 /// LIMIT: how long the runner program may take to say its version.
 const VERSION_WITHIN: Duration = Duration::from_secs(30);
 
-/// Tries every runtime; each answer says what was seen.
-pub async fn probe_capabilities(config: &Config) -> Vec<Capability> {
-    let (works, detail) = match runner_version(config).await {
+/// Tries every runtime with the `tabbify-runner` program; each answer says what was seen.
+pub async fn probe_capabilities(runner: &Path) -> Vec<Capability> {
+    let (works, detail) = match runner_version(runner).await {
         Ok(version) => (true, version),
-        Err(error) => (false, format!("{}: {error}", config.runner.display())),
+        Err(error) => (false, format!("{}: {error}", runner.display())),
     };
     let later = |runtime: &str| Capability {
         runtime: runtime.to_owned(),
@@ -35,8 +34,8 @@ pub async fn probe_capabilities(config: &Config) -> Vec<Capability> {
     ]
 }
 
-async fn runner_version(config: &Config) -> io::Result<String> {
-    let asked = Command::new(&config.runner)
+async fn runner_version(runner: &Path) -> io::Result<String> {
+    let asked = Command::new(runner)
         .arg("--version")
         .env_clear()
         .stdin(Stdio::null())
@@ -59,20 +58,10 @@ async fn runner_version(config: &Config) -> io::Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
-
     use super::*;
 
     async fn check(runner: &str, works: bool, seen: &str) {
-        let config = Config {
-            host: "box1".parse().unwrap(),
-            data_dir: PathBuf::new(),
-            runner: PathBuf::from(runner),
-            store: String::new(),
-            underlay: ([127, 0, 0, 1], 0).into(),
-            peers: Vec::new(),
-        };
-        let found = probe_capabilities(&config).await;
+        let found = probe_capabilities(Path::new(runner)).await;
         assert_eq!(found.len(), 3);
         assert_eq!(found[0].works, works, "{found:?}");
         assert!(found[0].detail.contains(seen), "{found:?}");

@@ -7,6 +7,8 @@ use tabbify_api::mesh::PeerRecord;
 use tabbify_types::HostName;
 use tabbify_types::event::v1::InstanceRef;
 
+use crate::Identity;
+
 /// Configuration of one supervisor.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -17,12 +19,16 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// The `tabbify-runner` program.
     pub runner: PathBuf,
-    /// URL of the object store with the artifacts, such as `file:///var/lib/tabbify/objects`.
+    /// Where runners fetch artifacts, as in [`Boot::store`](tabbify_api::runner::Boot::store).
     pub store: String,
     /// Where runners bind their WireGuard sockets; port 0 lets each pick one.
     pub underlay: SocketAddr,
-    /// Who may call the runners: the nodes.
+    /// Who may call the runners: the nodes. With an identity, they count while no coordinator can be
+    /// reached.
     pub peers: Vec<PeerRecord>,
+    /// What the coordinator knows this machine by: runners get their leases from there, for tickets
+    /// that the machine signs. Without, the supervisor's reports are all there is.
+    pub identity: Option<Identity>,
 }
 
 impl Config {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use tabbify_api::coordinator::Spawn;
 use tabbify_api::mesh::PeerRecord;
 use tabbify_api::runner::{Answer, Boot, CONTROL_SOCKET, LINE_LEN_MAX, Request, StateName, Status};
 use tabbify_process::unix;
@@ -114,6 +115,12 @@ impl Connection {
 
     pub(crate) async fn set_peers(&mut self, peers: Vec<PeerRecord>) -> Result<(), Error> {
         let answer = self.ask(&Request::SetPeers { peers }, ANSWER_WITHIN).await;
+        self.expect_done(&answer?)
+    }
+
+    /// Gives a runner that waits for one a spawn ticket; it is starting then.
+    pub(crate) async fn spawn(&mut self, ticket: Spawn) -> Result<(), Error> {
+        let answer = self.ask(&Request::Spawn(ticket), ANSWER_WITHIN).await;
         self.expect_done(&answer?)
     }
 

@@ -59,6 +59,9 @@ pub enum Error {
         /// The runner's directory.
         path: PathBuf,
     },
+    /// A spawn ticket cannot be signed.
+    #[error("a spawn ticket cannot be signed")]
+    Ticket(#[source] tabbify_token::TokenError),
     /// A report was refused.
     #[error("a report was refused")]
     Report(#[source] AppendError),

@@ -3,7 +3,8 @@
 //! Plane: app. Pure control: no request and no log line of an app passes through here, and runners
 //! live on without it. Reading order: [`state`] folds the log into what is desired, [`plan`] decides,
 //! [`supervise`] drives, [`act`] does one thing at a time, [`watch`] holds on to one living runner;
-//! both use [`runner_dir`] (files and the lock), [`control`] (the socket) and [`pid`] (processes).
+//! both use [`runner_dir`] (files and the lock), [`control`] (the socket) and [`pid`] (processes);
+//! [`identity`] signs the tickets that runners get their leases for.
 //! [`logs`] reads what apps print; [`stop_all`] needs no supervisor.
 //!
 //! Tasks: `supervisor` (essential), and per runner a `runner-watch` and at most one
@@ -15,7 +16,9 @@
 //!    instance is spawned only by who holds its lock, and never again once it was seen to live.
 //! 3. A runner that nobody placed is reported in the log of this process and left alone.
 //! 4. Every report has an id derived from its placement, so that saying it twice says it once.
-//! 5. What is desired is stored on disk: started while the log is away, it adopts what lives, and does
+//! 5. A spawn ticket touches no disk: it goes to a runner that has proven itself on its control socket, and
+//!    only to one that was placed here.
+//! 6. What is desired is stored on disk: started while the log is away, it adopts what lives, and does
 //!    nothing else before the log has said what has happened meanwhile.
 
 mod act;
@@ -23,6 +26,7 @@ mod capability;
 mod config;
 mod control;
 mod error;
+mod identity;
 mod logs;
 mod news;
 mod pid;
@@ -39,6 +43,7 @@ mod watch;
 pub use capability::probe_capabilities;
 pub use config::Config;
 pub use error::Error;
+pub use identity::{Certificate, Identity};
 pub use logs::FileLogs;
 pub use stop_all::{StopReport, stop_all_runners};
 pub use supervisor::{Overview, Supervisor};

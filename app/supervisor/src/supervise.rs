@@ -263,6 +263,8 @@ impl Supervision {
             child,
             peers,
             leases: Arc::clone(&self.leases),
+            identity: self.hands.config.identity.clone(),
+            clock: Arc::clone(&self.clock),
             news: self.news.clone(),
             connecting: Arc::clone(&self.connecting),
         };

@@ -7,19 +7,19 @@ use std::time::Duration;
 
 use tabbify_api::mesh::{Leases, PeerRecord};
 use tabbify_api::runner::{Failure, StateName, Status};
-use tabbify_process::chain;
+use tabbify_process::{Clock, chain};
 use tabbify_types::event::v1::FailureReason;
 use tokio::process::Child;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, sleep};
 
-use crate::Error;
 use crate::control::Connection;
 use crate::news::{News, What};
 use crate::pid::{Holder, Process, holder};
 use crate::plan::{Control, Life};
 use crate::report;
 use crate::runner_dir::RunnerDir;
+use crate::{Error, Identity};
 
 /// First pause between two attempts to reach a runner; doubles.
 const RETRY_MIN: Duration = Duration::from_millis(2);
@@ -39,6 +39,9 @@ pub(crate) struct Watch {
     /// Who may call it now; `None` if its boot document says the same.
     pub(crate) peers: Option<Vec<PeerRecord>>,
     pub(crate) leases: Arc<dyn Leases>,
+    /// What spawn tickets are signed with.
+    pub(crate) identity: Option<Identity>,
+    pub(crate) clock: Arc<dyn Clock>,
     pub(crate) news: mpsc::Sender<News>,
     /// LIMIT: runners that are being connected to at once.
     pub(crate) connecting: Arc<Semaphore>,
@@ -138,17 +141,39 @@ impl Watch {
             Ok(first) => first,
             Err(error) => return (false, error),
         };
+        // Who has a lease of its own tells the coordinator itself where it is.
+        let tells = self.dir.boot().is_ok_and(|boot| boot.coordinator.is_some());
         loop {
-            // Candidates are soft state of the coordinator: told again whenever we hear of them.
-            let candidates = vec![status.underlay];
-            self.leases.report_candidates(status.key, candidates);
-            let seen = status.state;
+            if !tells {
+                // Candidates are soft state of the coordinator: told again whenever we hear of them.
+                let candidates = vec![status.underlay];
+                self.leases.report_candidates(status.key, candidates);
+            }
+            let mut seen = status.state;
             self.tell(what(status)).await;
+            if seen == StateName::Unleased {
+                match self.give_ticket(&mut connection).await {
+                    Ok(given) => seen = given,
+                    Err(error) => return (true, error),
+                }
+            }
             match connection.wait(seen).await {
                 Ok(next) => status = next,
                 Err(error) => return (true, error),
             }
         }
+    }
+
+    /// Gives a ticket to a runner that waits for one; the state that it is in then.
+    async fn give_ticket(&self, connection: &mut Connection) -> Result<StateName, Error> {
+        let Some(identity) = &self.identity else {
+            let path = self.dir.path().display();
+            tracing::warn!(%path, "a runner waits for a spawn ticket, and this machine signs none");
+            return Ok(StateName::Unleased);
+        };
+        let ticket = identity.ticket(self.dir.of(), self.clock.now());
+        connection.spawn(ticket.map_err(Error::Ticket)?).await?;
+        Ok(StateName::Starting)
     }
 
     async fn greet(&self) -> Result<(Connection, Status), Error> {
@@ -169,7 +194,7 @@ impl Watch {
 
 fn what(status: Status) -> What {
     let control = match status.state {
-        StateName::Starting => Control::Starting,
+        StateName::Unleased | StateName::Starting => Control::Starting,
         StateName::Ready => Control::Ready { key: status.key },
         StateName::Draining => Control::Draining,
         StateName::Failed => {

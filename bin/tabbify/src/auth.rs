@@ -94,19 +94,21 @@ async fn alone(arguments: role::Arguments) -> anyhow::Result<()> {
     role::stop(&tasks).await
 }
 
-/// Answers in the data directory to whoever can open the socket, until the tasks end.
-pub(crate) fn serve(data: &DataDir, auth: Auth, tasks: &Tasks) -> anyhow::Result<()> {
+/// Answers in the data directory to whoever can open the socket, until the tasks end; gives the service,
+/// which may be served elsewhere too.
+pub(crate) fn serve(data: &DataDir, auth: Auth, tasks: &Tasks) -> anyhow::Result<Service> {
     serve_locked(data, auth, hold(data)?, tasks)
 }
 
-fn serve_locked(data: &DataDir, auth: Auth, lock: File, tasks: &Tasks) -> anyhow::Result<()> {
+fn serve_locked(data: &DataDir, auth: Auth, lock: File, tasks: &Tasks) -> anyhow::Result<Service> {
     let listener = bind(data.path(), AUTH_SOCKET)?;
     let service = Service::new(auth, tasks);
+    let local = service.clone();
     tasks.spawn("auth service", Importance::Essential, async move {
         let _lock = lock;
-        service.serve_unix(listener).await;
+        local.serve_unix(listener).await;
     });
-    Ok(())
+    Ok(service)
 }
 
 /// Becomes the only one who serves auth in the data directory; others may be elsewhere on the same log.

@@ -4,9 +4,11 @@
 //! | kind | reads | appends |
 //! |---|---|---|
 //! | `service` | what its role needs | what its role decides |
+//! | `host` | its own orders and reports | its reports |
 //! | `user`, `agent` with `events:read` | its tenant's segments | nothing: facts are written by who decides them |
 //!
-//! Others have no business here; machines come over the mesh, which proves their key.
+//! Others have no business here. A token that is bound to a WireGuard key, as every machine's is, counts
+//! only where the connection has proven that key: over the mesh.
 
 use std::sync::Arc;
 
@@ -16,18 +18,38 @@ use tabbify_api::log::{self, LogScope};
 use tabbify_api::read::{self, ReadScope, Reader};
 use tabbify_auth::Auth;
 use tabbify_coordinator::Coordinator;
-use tabbify_types::{HostName, Segment, SegmentGlob};
+use tabbify_types::{HostName, MeshKey, Segment, SegmentGlob};
 
 /// Kinds whose holders may come.
-const KINDS: &[&str] = &["service", "user", "agent"];
+const KINDS: &[&str] = &["service", "host", "user", "agent"];
 
 /// Judges tokens with the issuer keys and revocations that count now.
 #[derive(Debug, Clone)]
-pub(crate) struct Tokens(pub(crate) Arc<dyn Revocations>);
+pub(crate) struct Tokens {
+    checker: Arc<dyn Revocations>,
+    /// The WireGuard key that the bearer's connection has proven.
+    proven: Option<MeshKey>,
+}
 
 impl Tokens {
+    /// Of bearers who have proven no key.
+    pub(crate) fn new(checker: impl Revocations + 'static) -> Self {
+        Self {
+            checker: Arc::new(checker),
+            proven: None,
+        }
+    }
+
+    /// Of a bearer who has proven this key.
+    pub(crate) fn of_peer(&self, key: MeshKey) -> Self {
+        Self {
+            checker: Arc::clone(&self.checker),
+            proven: Some(key),
+        }
+    }
+
     fn verified(&self, token: &str) -> Result<Verified, AuthError> {
-        self.0.check(token, KINDS, API_AUDIENCE, None)
+        self.checker.check(token, KINDS, API_AUDIENCE, self.proven)
     }
 }
 
@@ -35,8 +57,14 @@ impl log::Authorize for Tokens {
     fn authorize(&self, token: &str) -> Result<LogScope, AuthError> {
         let verified = self.verified(token)?;
         let nobody = || AuthError::Invalid(format!("{} is no role here", verified.subject));
-        match verified.subject.strip_prefix("service:") {
-            Some(role) if verified.kind == "service" => role_scope(role).ok_or_else(nobody),
+        let subject = verified.subject.split_once(':');
+        match (verified.kind.as_str(), subject) {
+            ("service", Some(("service", role))) => role_scope(role).ok_or_else(nobody),
+            ("host", Some(("host", host))) => {
+                let host = host.parse().map_err(|_| nobody())?;
+                Ok(host_scope(&host))
+            }
+            ("service" | "host", _) => Err(nobody()),
             _ => Ok(person_scope(&verified)),
         }
     }

@@ -6,7 +6,10 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::{audit, auth, coordinator, down, log, read_node, role, token, transaction_node, up};
+use crate::{
+    audit, auth, coordinator, down, invite, join, log, mesh, read_node, role, supervisord, token,
+    transaction_node, up,
+};
 
 #[derive(Parser)]
 #[command(
@@ -38,9 +41,14 @@ enum Command {
     /// Run the coordinator alone: where machines join, and ask who holds which address
     Coordinator(role::Arguments),
     /// Write a token with which a machine may join, once
-    Invite(coordinator::Invite),
-    /// Make this machine a member of a platform, with the token of `tabbify invite`
-    Join(coordinator::Join),
+    Invite(invite::Arguments),
+    /// Make this machine a supervisor of a platform, with the token of `tabbify invite`
+    Join(join::Arguments),
+    /// Run the apps that are placed on this machine, which has joined a platform
+    Supervisord(role::Arguments),
+    /// How this machine reaches others, and why not better
+    #[command(subcommand)]
+    Mesh(mesh::Command),
     /// Check the log against what was signed of it, and prove events to others
     #[command(subcommand)]
     Audit(audit::Command),
@@ -50,7 +58,13 @@ enum Command {
 }
 
 /// Roles that a link to this program may be named after.
-const LINKS: [&str; 4] = ["transaction-node", "read-node", "auth", "coordinator"];
+const LINKS: [&str; 5] = [
+    "transaction-node",
+    "read-node",
+    "auth",
+    "coordinator",
+    "supervisord",
+];
 
 /// Does what the command line says.
 pub(crate) async fn run(line: impl Iterator<Item = OsString>) -> anyhow::Result<ExitCode> {
@@ -63,8 +77,10 @@ pub(crate) async fn run(line: impl Iterator<Item = OsString>) -> anyhow::Result<
         Command::ReadNode(arguments) => read_node::run(arguments).await?,
         Command::Auth(arguments) => auth::run(arguments).await?,
         Command::Coordinator(arguments) => coordinator::run(arguments).await?,
-        Command::Invite(arguments) => coordinator::invite(arguments).await?,
-        Command::Join(arguments) => coordinator::join(arguments).await?,
+        Command::Invite(arguments) => invite::run(arguments).await?,
+        Command::Join(arguments) => join::run(arguments).await?,
+        Command::Supervisord(arguments) => supervisord::run(arguments).await?,
+        Command::Mesh(command) => return mesh::run(command).await,
         Command::Audit(command) => return audit::run(command).await,
         Command::Log(command) => return log::run(command).await,
     }

@@ -10,6 +10,7 @@ use tabbify_process::env;
 
 use crate::log_settings::{AppendRates, ColdExtents, Settings};
 use crate::objects::Objects;
+use crate::{coordinator, gateway, member, relay};
 
 /// The file; unknown keys are errors.
 #[derive(Debug, Default, PartialEq, Eq, Deserialize)]
@@ -21,6 +22,14 @@ pub(crate) struct Config {
     pub(crate) log: Log,
     /// What all roles share.
     pub(crate) platform: Platform,
+    /// The coordinator: on its socket alone unless it is told to listen.
+    pub(crate) coordinator: coordinator::Settings,
+    /// The relay: none unless it is told where.
+    pub(crate) relay: relay::Section,
+    /// The mesh: bound beside the coordinator's `listen`, else on loopback.
+    pub(crate) mesh: member::Section,
+    /// The gateway: none unless it is told to listen.
+    pub(crate) gateway: gateway::Section,
 }
 
 /// `[log]`.
@@ -85,6 +94,9 @@ mod tests {
             Some(SocketAddr::from(([127, 0, 0, 1], 8090)))
         );
         assert!(config.platform.data_dir.is_some());
+        assert!(config.coordinator.listen.is_some() && config.mesh.underlay.is_some());
+        assert_ne!(config.relay, relay::Section::default());
+        assert!(config.gateway.listen.is_some() && config.gateway.endpoint.is_some());
         let log = config.log.settings();
         assert!(log.checkpoints.is_some() && log.cold.is_some());
         assert_ne!(log.rates(), tabbify_log::Rates::default());

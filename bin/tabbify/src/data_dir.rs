@@ -7,7 +7,11 @@
 //!   log/             the event log
 //!   consumers/       how far its consumers have come
 //!   read/            the read model; may be deleted
-//!   log.sock read.sock auth.sock   where other processes of this user reach the roles
+//!   log.sock read.sock auth.sock coordinator.sock mesh.sock   where other processes of this user reach the roles
+//!   node.key host.key   the machine's WireGuard key, and what it signs spawn tickets with, 0600
+//!   membership.json  what a machine that joined knows of its platform, 0600
+//!   coordinator.key coordinator.json   the coordinator's TLS key, 0600, and where it listens
+//!   relay.key        the relay's key, 0600
 //!   snapshots/       what roles know of the log, to start with while it is away; may be deleted
 //!   log.key          signs the log's checkpoints, 0600
 //!   checkpoints/     what the log was, signed; best kept elsewhere ([log] checkpoints)
@@ -32,7 +36,7 @@ use tabbify_process::{env, files};
 pub(crate) struct UpRecord {
     /// Its process id.
     pub(crate) pid: u32,
-    /// Where its node answers.
+    /// Where it answers: its node, or of a supervisor, its address in the mesh.
     pub(crate) server: String,
 }
 
@@ -76,6 +80,31 @@ impl DataDir {
     /// The node's WireGuard key.
     pub(crate) fn node_key(&self) -> PathBuf {
         self.0.join("node.key")
+    }
+
+    /// The key that signs spawn tickets on this machine.
+    pub(crate) fn host_key(&self) -> PathBuf {
+        self.0.join("host.key")
+    }
+
+    /// What the machine has kept of having joined.
+    pub(crate) fn membership(&self) -> PathBuf {
+        self.0.join("membership.json")
+    }
+
+    /// The coordinator's TLS key; join tokens name its digest.
+    pub(crate) fn coordinator_key(&self) -> PathBuf {
+        self.0.join("coordinator.key")
+    }
+
+    /// Where the coordinator says where machines reach it.
+    pub(crate) fn coordinator_record(&self) -> PathBuf {
+        self.0.join("coordinator.json")
+    }
+
+    /// The relay's key; its clients know its public half.
+    pub(crate) fn relay_key(&self) -> PathBuf {
+        self.0.join("relay.key")
     }
 
     /// The key that signs the log's checkpoints.
@@ -146,13 +175,13 @@ impl DataDir {
         if file.try_lock().is_err() {
             match self.running() {
                 Some(up) => bail!(
-                    "{} is in use by tabbify up (pid {}), which answers at {}. \
+                    "{} is in use by tabbify (pid {}), which answers at {}. \
                      Use it, or give another --data-dir",
                     self.0.display(),
                     up.pid,
                     up.server
                 ),
-                None => bail!("{} is in use by another tabbify up", self.0.display()),
+                None => bail!("{} is in use by another tabbify", self.0.display()),
             }
         }
         Ok(Held(file))

@@ -2,8 +2,10 @@
 //!
 //! Role dispatch, nothing else: [`command`] knows the roles. [`up`] composes all of them,
 //! [`platform`] says in which order they start, [`substrate`] is the log of this process, [`role`]
-//! what roles that run alone have in common, [`authorize`] who may do what over their sockets,
-//! [`data_dir`] where files are, [`down`] ends the apps of a data directory.
+//! what roles that run alone have in common, [`member`] this machine in the mesh, [`over_mesh`] the services
+//! there, [`join`] how other machines come to it, [`authorize`] who may do what over their sockets,
+//! [`gateway`] where people's devices come in, [`data_dir`] where files are, [`down`] ends the apps of a
+//! data directory.
 
 mod audit;
 mod auth;
@@ -15,17 +17,27 @@ mod contexts;
 mod coordinator;
 mod data_dir;
 mod down;
-mod leases;
+mod gateway;
+mod gateway_devices;
+mod invite;
+mod join;
 mod listen;
 mod log;
+mod log_line;
 mod log_settings;
+mod member;
+mod mesh;
+mod mesh_status;
 mod objects;
+mod over_mesh;
 mod own_token;
 mod platform;
 mod read_node;
+mod relay;
 mod role;
 mod secret;
 mod substrate;
+mod supervisord;
 mod token;
 mod transaction_node;
 mod up;

@@ -2,46 +2,91 @@
 //!
 //! ```text
 //! keys → checkpoints → log → bootstrap → auth → its service, log service, read model
-//!      → coordinator → supervisor → mesh → node
+//!      → coordinator, its socket → this machine's membership: address, mesh → services over the mesh
+//!      → relay → supervisor → node
 //! ```
 //!
 //! Each role gets the log with a scope of its own: what it may read and write is said here, in one
 //! place, and enforced by the log.
 
 use std::io::ErrorKind;
-use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
+use object_store::ObjectStore;
 use object_store::local::LocalFileSystem;
 use tabbify_api::auth::{Authority as _, Identity};
 use tabbify_api::contexts::Context;
 use tabbify_api::log::{EventLog, LogAccess, LogEngine as _, LogScope};
-use tabbify_api::mesh::{Leases, PeerRecord};
+use tabbify_api::mesh::Leases;
 use tabbify_api::policy::ROLE_TAG;
 use tabbify_auth::{Auth, Keys, OWNER};
 use tabbify_coordinator::Coordinator;
 use tabbify_log::RateLimited;
-use tabbify_mesh::{Mesh, PrivateKey};
+use tabbify_membership::RemoteConfig;
+use tabbify_mesh::Relay;
 use tabbify_node::BindError;
+use tabbify_process::connect::UnixSocket;
 use tabbify_process::{Clock, Importance, SystemClock, Tasks};
 use tabbify_supervisor::{FileLogs, Supervisor, probe_capabilities};
 use tabbify_types::event::v1::Capability;
-use tabbify_types::{HostName, HostUla, MeshKey, Segment, SegmentGlob};
+use tabbify_types::{Digest, HostName, Segment, SegmentGlob, VerifyingKeyBytes};
 
 use crate::authorize::{Tokens, host_scope, read_node_scope};
+use crate::coordinator::{Record, Served};
 use crate::data_dir::DataDir;
-use crate::leases::LeaseResolver;
 use crate::log_settings::Settings;
+use crate::member::{self, Beginning, Member, Secrets, Way};
+use crate::over_mesh::{self, ARTIFACTS_PORT};
 use crate::read_node;
-use crate::substrate::{Engine, Substrate};
+use crate::relay::{self, Bound};
+use crate::substrate::{COORDINATOR_SOCKET, Engine, Substrate};
+use crate::{coordinator, gateway, supervisord};
 
-/// The first network's number and this machine's in it, as the coordinator records them.
-const HOST_ULA: HostUla = HostUla::new(1, 1);
 /// What this machine is for others of the mesh.
-const ROLES: [&str; 4] = ["transaction-node", "auth", "coordinator", "node"];
-/// Where WireGuard sockets bind: loopback until a second machine joins (issue 3).
-const UNDERLAY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+const ROLES: [&str; 6] = [
+    "transaction-node",
+    "read-node",
+    "auth",
+    "coordinator",
+    "registry",
+    "node",
+];
+
+/// What the configuration says.
+#[derive(Debug)]
+pub(crate) struct Told {
+    /// Where the node listens.
+    pub(crate) listen: SocketAddr,
+    /// The program that runs an instance.
+    pub(crate) runner: PathBuf,
+    /// The log.
+    pub(crate) log: Settings,
+    /// The coordinator.
+    pub(crate) coordinator: coordinator::Settings,
+    /// The relay.
+    pub(crate) relay: relay::Section,
+    /// The mesh.
+    pub(crate) mesh: member::Section,
+    /// The gateway for people's devices.
+    pub(crate) gateway: gateway::Section,
+}
+
+impl Told {
+    /// Where WireGuard sockets bind: as it is said, else where the coordinator is reached, else on
+    /// loopback, for nobody else comes.
+    fn mesh(&self) -> member::Section {
+        let beside = self
+            .coordinator
+            .listen
+            .map(|at| SocketAddr::new(at.ip(), 0));
+        member::Section {
+            underlay: self.mesh.underlay.or(beside),
+            ..self.mesh
+        }
+    }
+}
 
 /// The running roles.
 #[derive(Debug)]
@@ -53,76 +98,81 @@ pub(crate) struct Platform {
     pub(crate) capabilities: Vec<Capability>,
     auth: Auth,
     _supervisor: Supervisor,
+    _relay: Option<Relay>,
+}
+
+/// The services of the substrate, which are served over the mesh too.
+struct Services {
+    log: tabbify_log::Service,
+    read: tabbify_read::Service,
+    auth: tabbify_auth::Service,
+    tokens: Tokens,
 }
 
 impl Platform {
     /// Starts every role.
-    pub(crate) async fn start(
-        data: &DataDir,
-        listen: SocketAddr,
-        runner: &Path,
-        settings: &Settings,
-        tasks: &Tasks,
-    ) -> anyhow::Result<Self> {
+    pub(crate) async fn start(data: &DataDir, told: &Told, tasks: &Tasks) -> anyhow::Result<Self> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let host: HostName = "local".parse()?;
         let keys = Keys::open(&data.keys())?;
-        let substrate = Substrate::open(data, settings, &keys.root, &clock, tasks).await?;
+        let substrate = Substrate::open(data, &told.log, &keys.root, &clock, tasks).await?;
         let log = &substrate.log;
         let auth = start_auth(data, &keys, log, &clock, tasks).await?;
-        crate::auth::serve(data, auth.clone(), tasks)?;
-        let tokens = Tokens(Arc::new(auth.checker()));
-        substrate.serve(data, Arc::new(tokens.clone()), tasks)?;
-        let everything = log.client(read_node_scope());
-        let model = read_node::start(data, everything, &clock, tasks).await?;
-        read_node::serve(data, model, tokens, tasks)?;
+        let services = serve_here(data, &substrate, &auth, &clock, tasks).await?;
 
-        let node_key = PrivateKey::load_or_create(&data.node_key())?;
-        let supervised = supervisor_config(data, &host, runner, node_key.public());
-        let capabilities = probe_capabilities(&supervised).await;
-        let member = tabbify_coordinator::Config {
+        let secrets = Secrets::load_or_create(data)?;
+        let capabilities = probe_capabilities(&told.runner).await;
+        let relay = told.relay.bind(&data.relay_key()).await?;
+        let this = tabbify_coordinator::Config {
             host: host.clone(),
-            key: node_key.public(),
+            key: secrets.key(),
             tags: ROLES.map(|role| format!("{ROLE_TAG}{role}")).to_vec(),
             capabilities: capabilities.clone(),
         };
-        let (mine, signs) = (log.client(Coordinator::log_scope()), auth.clone());
-        let options = tabbify_coordinator::Options::new(Arc::new(move || signs.signer()));
-        let options = options.snapshots(data.snapshots());
-        let coordinator =
-            Coordinator::start(&member, mine, options, Arc::clone(&clock), tasks).await?;
-        let leases: Arc<dyn Leases> = Arc::new(coordinator);
-
-        let (mine, known) = (log.client(host_scope(&host)), Arc::clone(&leases));
-        let supervisor =
-            Supervisor::start(supervised, mine, known, Arc::clone(&clock), tasks).await?;
-
-        let resolver = LeaseResolver {
-            leases,
-            auth: auth.clone(),
-            clock: Arc::clone(&clock),
+        let ground = Ground {
+            data,
+            told,
+            root: keys.root.public(),
+            clock: &clock,
+            tasks,
         };
-        let mesh = tabbify_mesh::Config::new(node_key, vec![HOST_ULA.addr()], UNDERLAY);
-        let mesh = Mesh::bind(mesh, Arc::new(resolver), tasks)?;
+        let (coordinator, pin) = ground.coordinate(&this, relay.as_ref(), log, &auth).await?;
+        let resolver = coordinator.resolver(this.key);
+        let member = ground.become_member(secrets, &coordinator, pin).await?;
+        // A version that was published survives loss of power.
+        let store = LocalFileSystem::new_with_prefix(data.objects())?.with_fsync(true);
+        let store: Arc<dyn ObjectStore> = Arc::new(store);
+        serve_members(&member, services, &store, tasks)?;
+        let relay = relay
+            .map(|bound| bound.start(resolver, tasks))
+            .transpose()?;
+
+        let supervised = supervisord::supervised(data, &host, &told.runner, &member);
+        let mine = log.client(host_scope(&host));
+        let devices = Arc::new(coordinator.clone());
+        told.gateway.start(data, devices, member.mesh(), tasks)?;
+        let leases: Arc<dyn Leases> = Arc::new(coordinator);
+        let supervisor =
+            Supervisor::start(supervised, mine, leases, Arc::clone(&clock), tasks).await?;
         let deps = tabbify_node::Deps {
             log: log.client(node_scope()),
             writers: Arc::new(Callers(Arc::clone(&substrate.limited))),
             authority: Arc::new(auth.clone()),
             tokens: Arc::new(auth.checker()),
-            dial: Arc::new(mesh),
-            // A version that was published survives loss of power.
-            store: Arc::new(LocalFileSystem::new_with_prefix(data.objects())?.with_fsync(true)),
+            dial: Arc::new(member.mesh().clone()),
+            store,
             logs: Arc::new(FileLogs::new(data.path())),
             clock,
             tasks: tasks.clone(),
         };
-        let listen = serve(deps, listen, data, tasks).await?;
+        let listen = serve(deps, told.listen, data, tasks).await?;
         Ok(Self {
             substrate,
             listen,
             capabilities,
             auth,
             _supervisor: supervisor,
+            _relay: relay,
         })
     }
 
@@ -159,24 +209,114 @@ async fn start_auth(
     Ok(Auth::open(log, config, Arc::clone(clock), tasks).await?)
 }
 
-fn supervisor_config(
+/// Serves the substrate to the processes of this machine.
+async fn serve_here(
     data: &DataDir,
-    host: &HostName,
-    runner: &Path,
-    node: MeshKey,
-) -> tabbify_supervisor::Config {
-    let node = PeerRecord {
-        key: node,
-        addresses: vec![HOST_ULA.addr()],
-        endpoints: Vec::new(),
-    };
-    tabbify_supervisor::Config {
-        host: host.clone(),
-        data_dir: data.path().to_path_buf(),
-        runner: runner.to_path_buf(),
-        store: data.store_url(),
-        underlay: UNDERLAY,
-        peers: vec![node],
+    substrate: &Substrate,
+    auth: &Auth,
+    clock: &Arc<dyn Clock>,
+    tasks: &Tasks,
+) -> anyhow::Result<Services> {
+    let tokens = Tokens::new(auth.checker());
+    let auth = crate::auth::serve(data, auth.clone(), tasks)?;
+    let log = substrate.serve(data, Arc::new(tokens.clone()), tasks)?;
+    let everything = substrate.log.client(read_node_scope());
+    let model = read_node::start(data, everything, clock, tasks).await?;
+    let read = read_node::serve(data, model, tokens.clone(), tasks)?;
+    Ok(Services {
+        log,
+        read,
+        auth,
+        tokens,
+    })
+}
+
+/// Serves the substrate and the artifacts to other machines and to instances.
+fn serve_members(
+    member: &Member,
+    services: Services,
+    store: &Arc<dyn ObjectStore>,
+    tasks: &Tasks,
+) -> anyhow::Result<()> {
+    let (mesh, tokens) = (member.mesh(), &services.tokens);
+    over_mesh::log(mesh, services.log, tokens, tasks)?;
+    over_mesh::read_model(mesh, services.read, tokens, tasks)?;
+    over_mesh::auth(mesh, services.auth, tasks)?;
+    let limits = tabbify_registry::Limits::default();
+    let artifacts = tabbify_registry::Service::new(Arc::clone(store), &limits, tasks);
+    let port = over_mesh::Port::open(mesh, ARTIFACTS_PORT)?;
+    tasks.spawn(
+        "artifacts over the mesh",
+        Importance::Essential,
+        async move {
+            artifacts.serve(port).await;
+        },
+    );
+    Ok(())
+}
+
+/// What everything here stands on.
+struct Ground<'a> {
+    data: &'a DataDir,
+    told: &'a Told,
+    root: VerifyingKeyBytes,
+    clock: &'a Arc<dyn Clock>,
+    tasks: &'a Tasks,
+}
+
+impl Ground<'_> {
+    /// Starts the coordinator, makes this machine a member and lets others come; gives what the
+    /// coordinator's TLS key is pinned by, too.
+    async fn coordinate(
+        &self,
+        this: &tabbify_coordinator::Config,
+        relay: Option<&Bound>,
+        log: &Engine,
+        auth: &Auth,
+    ) -> anyhow::Result<(Coordinator, Digest)> {
+        let (data, tasks, told) = (self.data, self.tasks, &self.told.coordinator);
+        let relays = relay.map(Bound::at).transpose()?;
+        let options = told.options(auth, relays.into_iter().collect());
+        let options = options.snapshots(data.snapshots());
+        let mine = log.client(Coordinator::log_scope());
+        let clock = Arc::clone(self.clock);
+        let coordinator = Coordinator::start(this, mine, options, clock, tasks).await?;
+        let served = Served::new(data, coordinator.clone(), auth.clone(), tasks)?;
+        served.on_socket(data, tasks)?;
+        match told.listen {
+            Some(listen) => drop(served.on_tcp(data, listen, tasks).await?),
+            None => Record::default().write(data)?,
+        }
+        Ok((coordinator, served.tls.pin()))
+    }
+
+    /// Makes this process the machine's end of the mesh: the coordinator says which address it has, for
+    /// another machine may have been first.
+    async fn become_member(
+        &self,
+        secrets: Secrets,
+        coordinator: &Coordinator,
+        pin: Digest,
+    ) -> anyhow::Result<Member> {
+        let (data, clock, tasks) = (self.data, self.clock, self.tasks);
+        let way = Way::Local(UnixSocket {
+            directory: data.path().to_path_buf(),
+            name: COORDINATOR_SOCKET.to_owned(),
+        });
+        let config = RemoteConfig {
+            root: self.root,
+            issuers: coordinator.issuers()?,
+            outage_grace: tabbify_coordinator::OUTAGE_GRACE,
+        };
+        let membership = Member::asked(&way, pin, config, &secrets, clock, tasks).await?;
+        let beginning = Beginning {
+            way,
+            pin,
+            membership,
+            is_kept: false,
+            resolver: Some(coordinator.resolver(secrets.key())),
+        };
+        Member::start(data, beginning, secrets, &self.told.mesh(), clock, tasks).await
     }
 }
 
@@ -206,12 +346,16 @@ async fn serve(
     Ok(addr)
 }
 
-/// Reads what became of what people asked for; writes nothing in its own name.
+/// Reads what became of what people asked for, and which machines there are; writes nothing in its own name.
 fn node_scope() -> LogScope {
     LogScope {
         actor: "service:node".to_owned(),
         write: Vec::new(),
-        read: vec![SegmentGlob::all_apps()],
+        read: vec![
+            SegmentGlob::all_apps(),
+            SegmentGlob::from(&Segment::peers()),
+            SegmentGlob::from(&Segment::supervisors()),
+        ],
     }
 }
 

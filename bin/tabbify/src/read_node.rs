@@ -29,7 +29,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let (events, time) = (Arc::clone(&log), Arc::clone(&clock));
     let checker = Checker::start(events, Some(&snapshots), time, &tasks).await?;
     let node = start(&data, log, &clock, &tasks).await?;
-    serve(&data, node, Tokens(Arc::new(checker)), &tasks)?;
+    serve(&data, node, Tokens::new(checker), &tasks)?;
     let socket = data.path().join(READ_SOCKET);
     role::say(&format!("read-node · {}\n", socket.display()));
     role::until_stopped(&tasks).await
@@ -46,19 +46,21 @@ pub(crate) async fn start(
     Ok(ReadNode::start(config, log, Arc::clone(clock), tasks).await?)
 }
 
-/// Answers in the data directory to whoever has a token, until the tasks end.
+/// Answers in the data directory to whoever has a token, until the tasks end; gives the service, which
+/// may be served elsewhere too.
 pub(crate) fn serve(
     data: &DataDir,
     node: ReadNode,
     tokens: Tokens,
     tasks: &Tasks,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Service> {
     let listener = bind(data.path(), READ_SOCKET)?;
     let service = Service::new(Arc::new(node), Arc::new(tokens), tasks);
+    let local = service.clone();
     tasks.spawn("read service", Importance::Detached, async move {
-        service.serve_unix(listener).await;
+        local.serve_unix(listener).await;
     });
-    Ok(())
+    Ok(service)
 }
 
 /// The log that a transaction-node or `tabbify up` of the data directory serves, as `role` may use it.

@@ -26,6 +26,11 @@ pub(crate) struct Arguments {
 }
 
 impl Arguments {
+    /// Those that a command with more flags was given.
+    pub(crate) const fn new(config: Option<PathBuf>, data_dir: Option<PathBuf>) -> Self {
+        Self { config, data_dir }
+    }
+
     /// The role's file, if there is one, under the environment.
     pub(crate) fn config<T: DeserializeOwned>(&self) -> Result<T, ConfigError> {
         load(self.config.as_deref(), &env::overrides())
@@ -43,6 +48,12 @@ pub(crate) fn say(text: &str) {
     if let Err(error) = std::io::stdout().write_all(text.as_bytes()) {
         tracing::warn!(%error, "nobody reads standard output");
     }
+}
+
+/// Tells a person something beside what a program reads from standard output.
+pub(crate) fn hint(text: &str) {
+    // Nobody needs to read it.
+    let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
 /// Waits for a signal or a failed part, then for the tasks to end.

@@ -23,6 +23,8 @@ use crate::log_settings::Settings;
 pub(crate) const LOG_SOCKET: &str = "log.sock";
 /// Name of auth's socket in the data directory.
 pub(crate) const AUTH_SOCKET: &str = "auth.sock";
+/// Name of the coordinator's socket in the data directory.
+pub(crate) const COORDINATOR_SOCKET: &str = "coordinator.sock";
 /// Name of the read model's socket in the data directory.
 pub(crate) const READ_SOCKET: &str = "read.sock";
 
@@ -146,20 +148,22 @@ impl Substrate {
         }
     }
 
-    /// Serves both in the data directory to whoever has a token, until the tasks end.
+    /// Serves both in the data directory to whoever has a token, until the tasks end; gives the service,
+    /// which may be served elsewhere too.
     pub(crate) fn serve(
         &self,
         data: &DataDir,
         authorize: Arc<dyn Authorize>,
         tasks: &Tasks,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<Service> {
         let listener = bind(data.path(), LOG_SOCKET)?;
         let engine: Arc<dyn LogEngine> = Arc::clone(&self.limited) as _;
         let service = Service::new(engine, Arc::clone(&self.consumers), authorize, tasks);
+        let local = service.clone();
         tasks.spawn("log service", Importance::Essential, async move {
-            service.serve_unix(listener).await;
+            local.serve_unix(listener).await;
         });
-        Ok(())
+        Ok(service)
     }
 }
 

@@ -1,4 +1,5 @@
-//! `tabbify transaction-node`: the log as a process of its own, for the other roles of this machine.
+//! `tabbify transaction-node`: the log as a process of its own, for the other roles of this machine, and
+//! over the mesh for other machines once this one has joined its own platform.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,13 +10,17 @@ use tabbify_process::{Clock, SystemClock, Tasks, signals};
 
 use crate::authorize::{Tokens, checker_scope};
 use crate::log_settings::{AppendRates, ColdExtents, Postgres, Settings};
+use crate::member::{self, Beginning, Kept, Member, Secrets};
 use crate::objects::Objects;
+use crate::over_mesh::{self, LOG_PORT};
 use crate::role::{self, Arguments};
 use crate::substrate::{LOG_SOCKET, Substrate};
 
 /// Serves until a signal, or until the log fails.
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let (configured, settings) = arguments.config::<Config>()?.into_settings();
+    let config = arguments.config::<Config>()?;
+    let mesh = config.mesh;
+    let (configured, settings) = config.into_settings();
     let data = arguments.data_dir(configured)?;
     if !data.keys().is_dir() {
         let dir = data.path().display();
@@ -30,24 +35,34 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let log = substrate.log.clone();
     let (events, snapshots) = (log.client(checker_scope()), data.snapshots());
     let snapshots = snapshots.join("transaction-node");
-    let checker = Checker::start(events, Some(&snapshots), clock, &tasks).await?;
-    substrate.serve(&data, Arc::new(Tokens(Arc::new(checker))), &tasks)?;
+    let checker = Checker::start(events, Some(&snapshots), Arc::clone(&clock), &tasks).await?;
+    let tokens = Tokens::new(checker);
+    let service = substrate.serve(&data, Arc::new(tokens.clone()), &tasks)?;
+    let mut places = data.path().join(LOG_SOCKET).display().to_string();
+    if data.membership().exists() {
+        // Other machines find it by the tag role:transaction-node.
+        let (kept, secrets) = (Kept::read(&data)?, Secrets::load_or_create(&data)?);
+        let beginning = Beginning::again(kept);
+        let member = Member::start(&data, beginning, secrets, &mesh, &clock, &tasks).await?;
+        over_mesh::log(member.mesh(), service, &tokens, &tasks)?;
+        places += &format!(" · [{}]:{LOG_PORT}", member.address());
+    }
     role::say(&format!(
-        "transaction-node · log {} at {} · {}\n",
+        "transaction-node · log {} at {} · {places}\n",
         log.log_id(),
         log.head(),
-        data.path().join(LOG_SOCKET).display()
     ));
     let ended = role::until_stopped(&tasks).await;
     substrate.close().await;
     ended
 }
 
-/// The file: `[transaction_node]` alone.
+/// The file: `[transaction_node]`, and `[mesh]` of a machine that has joined.
 #[derive(Debug, Default, PartialEq, Eq, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Config {
     transaction_node: Section,
+    mesh: member::Section,
 }
 
 /// `[transaction_node]`.

@@ -13,7 +13,7 @@ use tabbify_types::event::v1::Capability;
 
 use crate::config;
 use crate::data_dir::{DataDir, UpRecord};
-use crate::platform::Platform;
+use crate::platform::{Platform, Told};
 
 /// LIMIT: how long the roles may take to end: what is being answered is finished, the log is synced.
 const SHUTDOWN: Duration = Duration::from_secs(15);
@@ -38,14 +38,21 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let listen = arguments.listen.or(config.node.listen);
     let listen = listen.unwrap_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)));
     let data = DataDir::choose(arguments.data_dir.or(config.platform.data_dir))?;
-    let log = config.log.settings();
+    let told = Told {
+        listen,
+        runner: runner_program()?,
+        log: config.log.settings(),
+        coordinator: config.coordinator,
+        relay: config.relay,
+        mesh: config.mesh,
+        gateway: config.gateway,
+    };
     let new = data.create()?;
     let mut held = data.hold()?;
     held.clear()?;
-    let runner = runner_program()?;
     let tasks = Tasks::new();
     signals::stop_on_signals(&tasks)?;
-    let platform = Platform::start(&data, listen, &runner, &log, &tasks).await?;
+    let platform = Platform::start(&data, &told, &tasks).await?;
     let server = format!("http://localhost:{}", platform.listen.port());
     held.record(&UpRecord {
         pid: std::process::id(),
@@ -65,7 +72,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
 }
 
 /// `TABBIFY_RUNNER`, or `tabbify-runner` beside this program.
-fn runner_program() -> anyhow::Result<PathBuf> {
+pub(crate) fn runner_program() -> anyhow::Result<PathBuf> {
     let path = match env::read(env::RUNNER) {
         Some(path) => PathBuf::from(path),
         None => {

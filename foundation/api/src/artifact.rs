@@ -13,10 +13,17 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use tabbify_types::{AppId, Digest, VersionNumber};
 
+/// Where machines with the tag `role:registry` serve artifacts, inside the mesh.
+pub const ARTIFACTS_PORT: u16 = 5000;
+/// Begins the path of a file, `GET /v1/artifacts/` and then its key in the object store; at most
+/// [`LIST_LEN_MAX`] or [`FILE_LEN_MAX`] bytes.
+pub const ARTIFACTS_PATH: &str = "/v1/artifacts/";
 /// File name of the list, reserved.
 pub const ARTIFACT_FILE: &str = "artifact.json";
 /// File name of the manifest in every version.
 pub const MANIFEST_FILE: &str = "tabbify.toml";
+/// LIMIT: `artifact.json`, in bytes: [`FILES_MAX`] files with paths of [`PATH_LEN_MAX`] bytes fit.
+pub const LIST_LEN_MAX: u64 = 8 * 1024 * 1024;
 /// LIMIT: files in one version.
 pub const FILES_MAX: usize = 10_000;
 /// LIMIT: one file of a version, in bytes.

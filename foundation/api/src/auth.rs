@@ -52,6 +52,9 @@ pub mod scope {
     }
 }
 
+/// Subject of the person who owns the platform.
+pub const OWNER_SUBJECT: &str = "user:owner";
+
 /// Who a verified token or session says the caller is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {

@@ -4,7 +4,7 @@
 //! (docs/protocols/coordinator.md): who asks is that key, and nothing in a request says otherwise.
 
 use std::fmt;
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 use tabbify_types::event::v1::{AllowRule, Capability};
@@ -12,6 +12,7 @@ use tabbify_types::{
     AppId, HostName, HostUla, InstanceId, MeshKey, Position, Tenant, Timestamp, VerifyingKeyBytes,
 };
 
+use crate::mesh::Changed;
 use crate::policy::Ports;
 
 /// `POST` a [`JoinRequest`] for a [`Joined`].
@@ -92,8 +93,79 @@ pub struct Joined {
     pub issuers: Vec<EndorsedKey>,
     /// [`HostLease`]s of the machines that run roles of the platform, signed.
     pub system: Vec<String>,
+    /// A token of kind `host`, bound to the machine's WireGuard key: what it shows to the platform's
+    /// services over the mesh. A new one comes with every certificate; none where auth is away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<HostToken>,
+    /// What helps members to find each other.
+    #[serde(default)]
+    pub helpers: Helpers,
     /// The coordinator's time, so that a clock that is off is found out.
     pub now: Timestamp,
+}
+
+/// A machine's token and its end.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostToken {
+    /// The token.
+    pub token: String,
+    /// When it ends.
+    pub expires: Timestamp,
+}
+
+impl fmt::Debug for HostToken {
+    /// Without the token.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HostToken")
+            .field("expires", &self.expires)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Where the platform's relays and STUN servers are. An unspecified IP address (`0.0.0.0`, `::`) stands
+/// for the one that the coordinator was reached at.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Helpers {
+    /// Relays, best first.
+    #[serde(default)]
+    pub relays: Vec<RelayAt>,
+    /// STUN servers beside the relays, which answer it on their UDP ports, too.
+    #[serde(default)]
+    pub stun: Vec<SocketAddr>,
+}
+
+/// A relay as its clients find it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RelayAt {
+    /// Its key: what makes it the one that is meant.
+    pub key: MeshKey,
+    /// Where it relays over UDP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub udp: Option<SocketAddr>,
+    /// Where it relays over TLS, for whoever has no UDP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<SocketAddr>,
+    /// The name that it is asked for by (SNI) over TLS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+impl Helpers {
+    /// The same for a member that reached the coordinator at `at`.
+    #[must_use]
+    pub fn seen_from(mut self, at: IpAddr) -> Self {
+        let place = |address: &mut SocketAddr| {
+            if address.ip().is_unspecified() {
+                address.set_ip(at);
+            }
+        };
+        for relay in &mut self.relays {
+            relay.udp.iter_mut().for_each(place);
+            relay.tls.iter_mut().for_each(place);
+        }
+        self.stun.iter_mut().for_each(place);
+        self
+    }
 }
 
 /// An issuer key with the root key's word for it.
@@ -222,13 +294,18 @@ impl fmt::Display for Ask {
     }
 }
 
-/// The answer to an [`Ask`], if policy lets the two talk.
+/// The answer to an [`Ask`], if policy lets the two talk: by an address, if the asker may reach
+/// something there; by a key, if either may reach something of the other, or the asker is a relay.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resolved {
     /// The lease.
     pub lease: ResolvedLease,
     /// Ports that may be reached: of whoever was asked for at an address; of the asker, by a key.
     pub ports: Ports,
+    /// The other way round: of the asker, by an address; of whoever was asked for, by a key. None is
+    /// not told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reverse: Option<Ports>,
     /// The coordinator's time, so that a clock that is off is found out.
     pub now: Timestamp,
 }
@@ -296,6 +373,26 @@ pub enum Change {
     Issuers,
 }
 
+impl Change {
+    /// What it means for whoever has sessions with those that it is about.
+    #[must_use]
+    pub const fn of_sessions(&self) -> Option<Changed> {
+        match self {
+            Self::Alive | Self::Issuers | Self::App { gone: None, .. } => None,
+            Self::App {
+                gone: Some(key), ..
+            }
+            | Self::Host {
+                gone: Some(key), ..
+            } => Some(Changed::Gone(*key)),
+            // A machine may have other tags, and so reach other things.
+            Self::Reset | Self::Policy { .. } | Self::Host { gone: None, .. } => {
+                Some(Changed::Everything)
+            }
+        }
+    }
+}
+
 /// Where keys may be reached, from whoever runs them: a machine, of its own key and of instances that
 /// were placed on it; an instance, of itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -338,6 +435,37 @@ pub struct PolicyOrder {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_helper_without_an_address_is_where_the_coordinator_is() {
+        let at: SocketAddr = "0.0.0.0:3478".parse().unwrap();
+        let other: SocketAddr = "192.0.2.9:3478".parse().unwrap();
+        let relay = RelayAt {
+            key: MeshKey([7; 32]),
+            udp: Some(at),
+            tls: Some("[::]:443".parse().unwrap()),
+            name: None,
+        };
+        let helpers = Helpers {
+            relays: vec![relay],
+            stun: vec![other],
+        };
+        let seen = helpers.seen_from("198.51.100.1".parse().unwrap());
+        assert_eq!(
+            seen.relays[0].udp,
+            Some("198.51.100.1:3478".parse().unwrap())
+        );
+        assert_eq!(
+            seen.relays[0].tls,
+            Some("198.51.100.1:443".parse().unwrap())
+        );
+        assert_eq!(seen.stun, [other]);
+        let token = HostToken {
+            token: "sekrit".to_owned(),
+            expires: Timestamp::from_secs(1),
+        };
+        assert!(!format!("{token:?}").contains("sekrit"));
+    }
 
     #[test]
     fn shapes_are_strict_and_secrets_are_not_shown() {

@@ -5,7 +5,9 @@
 //! [`contexts`] and [`auth`] sign in, [`apps`] is the node's REST, [`artifact`] what an upload becomes, [`log`]
 //! where it is recorded, [`consumers`] who works on
 //! what was recorded, [`mesh`] who may be dialed, [`policy`] by whom, [`coordinator`] who is asked for
-//! both over a network, [`runner`] how a supervisor talks to a runner,
+//! both over a network, [`device`] who of people's machines comes in through a gateway,
+//! [`names`] what they are called, [`endpoint`] what a process tells of its end of
+//! the mesh, [`machines`] what runs where, [`runner`] how a supervisor talks to a runner,
 //! [`read`] what can be asked about all of it, [`fold`] what every role keeps of it in memory.
 
 pub mod apps;
@@ -14,11 +16,15 @@ pub mod auth;
 pub mod consumers;
 pub mod contexts;
 pub mod coordinator;
+pub mod device;
+pub mod endpoint;
 pub mod error;
 pub mod fold;
 pub mod log;
 pub mod logs;
+pub mod machines;
 pub mod mesh;
+pub mod names;
 pub mod policy;
 pub mod read;
 pub mod runner;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use tabbify_types::{AppId, Epoch, HostName, InstanceId, MeshKey, SlotId, Tenant, Timestamp};
 
 use crate::BoxFuture;
+use crate::policy::Ports;
 
 /// The platform's word that a key answers for an instance of an app, signed by the issuer as a JWS
 /// of type `tabbify-lease+jwt`.
@@ -41,6 +42,39 @@ pub struct PeerRecord {
     pub addresses: Vec<Ipv6Addr>,
     /// Outer addresses to try, best first; empty for a peer that only ever calls us.
     pub endpoints: Vec<SocketAddr>,
+    /// Ports of the peer that we may reach; none if that is not known yet: then the peer decides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outbound: Option<Ports>,
+    /// Ports of ours that the peer may reach; none if that is not known yet: then its key is looked up
+    /// before its first connection, and if that does not tell, it may reach nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inbound: Option<Ports>,
+}
+
+impl PeerRecord {
+    /// A peer that may reach every port of ours, and we every one of its: one that whoever runs us has
+    /// named, with no policy between us.
+    #[must_use]
+    pub const fn unrestricted(
+        key: MeshKey,
+        addresses: Vec<Ipv6Addr>,
+        endpoints: Vec<SocketAddr>,
+    ) -> Self {
+        Self {
+            key,
+            addresses,
+            endpoints,
+            outbound: Some(Ports::All),
+            inbound: Some(Ports::All),
+        }
+    }
+
+    /// Whether neither may reach anything of the other any more: a session of the two ends.
+    #[must_use]
+    pub fn is_forbidden(&self) -> bool {
+        let nothing = |ports: &Option<Ports>| ports.as_ref().is_some_and(Ports::is_nothing);
+        nothing(&self.outbound) && nothing(&self.inbound)
+    }
 }
 
 /// Why an address leads nowhere.
@@ -65,8 +99,30 @@ pub trait Resolver: Send + Sync + fmt::Debug {
     /// The peer that answers for `address` now: an app's primary, an instance, or a host.
     fn by_address(&self, address: Ipv6Addr) -> BoxFuture<'_, Result<PeerRecord, ResolveError>>;
 
-    /// The peer that has `key`, when it calls us.
+    /// The peer that has `key`, when it calls us. Only a relay is told of one with which neither may reach
+    /// anything of the other ([`PeerRecord::is_forbidden`]); to all others there is no such peer.
     fn by_key(&self, key: MeshKey) -> BoxFuture<'_, Result<PeerRecord, ResolveError>>;
+
+    /// What changes from now on of what was answered; none where nothing ever does, or nobody tells.
+    fn changes(&self) -> Option<Box<dyn Changes>> {
+        None
+    }
+}
+
+/// What is not as a resolver answered before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Changed {
+    /// The key is nobody's any more: its sessions end at once.
+    Gone(MeshKey),
+    /// Who may reach whom, or more than was told one by one: every peer of a living session is looked
+    /// up again.
+    Everything,
+}
+
+/// Tells changes as they happen. A teller that falls behind says [`Changed::Everything`].
+pub trait Changes: Send + fmt::Debug {
+    /// The next one; none if no more are told. Safe to cancel.
+    fn next(&mut self) -> BoxFuture<'_, Option<Changed>>;
 }
 
 /// Hands out signed leases: the coordinator, in process now, over TLS later.

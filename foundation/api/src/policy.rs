@@ -6,6 +6,7 @@
 //! | app or person of a tenant | app of the same tenant | every port |
 //! | machine with the tag `role:node` | any app | every port |
 //! | any machine | machine with a tag `role:…` | every port: the role asks for a token itself |
+//! | app | machine with the tag `role:registry` | the port of the artifacts: an app reads its own |
 //! | anything else | | nothing |
 //!
 //! A rule of a tenant opens what is the tenant's own, and nothing else. Tags are those that a token
@@ -16,6 +17,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use tabbify_types::event::v1::AllowRule;
 use tabbify_types::{AppId, HostName, Tenant};
+
+use crate::artifact::ARTIFACTS_PORT;
 
 /// LIMIT: rules of one tenant.
 pub const RULES_MAX: usize = 256;
@@ -28,6 +31,11 @@ pub const RULE_NAME_LEN_MAX: usize = 160;
 pub const ROLE_TAG: &str = "role:";
 /// The tag of a machine that is a public edge: it sees every app.
 pub const NODE_TAG: &str = "role:node";
+
+/// The tag of a machine that relays: it hears of every key that is nobody's any more.
+pub const RELAY_TAG: &str = "role:relay";
+/// The tag of a machine that serves artifacts.
+pub const REGISTRY_TAG: &str = "role:registry";
 
 /// One end of a connection, as the platform knows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,11 +67,20 @@ pub enum Who {
 pub enum Ports {
     /// Every one.
     All,
-    /// These; at least one.
+    /// These; none of them is [`Ports::NOTHING`].
     Only(BTreeSet<u16>),
 }
 
 impl Ports {
+    /// None at all.
+    pub const NOTHING: Self = Self::Only(BTreeSet::new());
+
+    /// Whether there is no port that may be reached.
+    #[must_use]
+    pub fn is_nothing(&self) -> bool {
+        *self == Self::NOTHING
+    }
+
     /// Whether `port` is one of them.
     #[must_use]
     pub fn admit(&self, port: u16) -> bool {
@@ -119,10 +136,11 @@ impl Policy {
     /// The ports of `to` that `from` may reach; none if it may not reach it at all.
     #[must_use]
     pub fn ports(&self, from: &Party, to: &Party) -> Option<Ports> {
-        if by_default(from, to) {
-            return Some(Ports::All);
-        }
-        let mut open = BTreeSet::new();
+        let mut open = match by_default(from, to) {
+            Some(Ports::All) => return Some(Ports::All),
+            Some(Ports::Only(ports)) => ports,
+            None => BTreeSet::new(),
+        };
         for rule in self.rules(&to.tenant) {
             if !names(&rule.from, from) || !names(&rule.to, to) {
                 continue;
@@ -161,13 +179,18 @@ pub fn check(rules: &[AllowRule]) -> Result<(), RuleError> {
     Ok(())
 }
 
-fn by_default(from: &Party, to: &Party) -> bool {
+fn by_default(from: &Party, to: &Party) -> Option<Ports> {
+    let has = |party: &Party, tag: &str| party.tags.iter().any(|claimed| claimed == tag);
     let has_role = |party: &Party| party.tags.iter().any(|tag| tag.starts_with(ROLE_TAG));
+    let all = |open: bool| open.then_some(Ports::All);
     match (&from.who, &to.who) {
-        (Who::App(_) | Who::Person(_), Who::App(_)) => from.tenant == to.tenant,
-        (Who::Host(_), Who::App(_)) => from.tags.iter().any(|tag| tag == NODE_TAG),
-        (Who::Host(_), Who::Host(_)) => has_role(to),
-        (Who::App(_) | Who::Person(_), Who::Host(_)) | (_, Who::Person(_)) => false,
+        (Who::App(_) | Who::Person(_), Who::App(_)) => all(from.tenant == to.tenant),
+        (Who::Host(_), Who::App(_)) => all(has(from, NODE_TAG)),
+        (Who::Host(_), Who::Host(_)) => all(has_role(to)),
+        (Who::App(_), Who::Host(_)) => {
+            has(to, REGISTRY_TAG).then(|| Ports::Only(BTreeSet::from([ARTIFACTS_PORT])))
+        }
+        (Who::Person(_), Who::Host(_)) | (_, Who::Person(_)) => None,
     }
 }
 
@@ -262,6 +285,10 @@ mod tests {
         check(&plain, &host("box2", &[]), false);
         check(&mine, &log, false);
         check(&mine, &plain, false);
+        let artifacts = host("store", &["role:registry"]);
+        let ports = policy.ports(&other, &artifacts).unwrap();
+        assert!(ports.admit(ARTIFACTS_PORT) && !ports.admit(8700));
+        check(&person("user:anna", "main"), &artifacts, false);
         check(&person("user:anna", "main"), &mine, true);
         check(&person("user:anna", "main"), &other, false);
         check(&mine, &person("user:anna", "main"), false);

@@ -14,16 +14,24 @@
 //! The control socket speaks one JSON object a line, a request and its answer in turn, at most
 //! [`LINE_LEN_MAX`] bytes. The first request must be [`Request::Hello`]: both sides know
 //! [`Boot::secret`], and the answer proves that this is the runner that was spawned.
+//!
+//! A runner that has a coordinator ([`Boot::coordinator`]) begins in [`StateName::Unleased`]. Whoever is its
+//! supervisor then gives it a spawn ticket ([`Request::Spawn`]), which never touches a disk; the runner
+//! exchanges it for the lease of the key that it made. A ticket that did not count puts it back into
+//! `Unleased`: a supervisor that died in between costs nothing, for the next one gives another ticket.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use tabbify_types::event::v1::{FailureReason, InstanceRef, RunConfig};
 use tabbify_types::{
-    AppName, DeployId, Digest, Epoch, MeshKey, SlotId, Tenant, Timestamp, VersionNumber,
+    AppName, DeployId, Digest, Epoch, MeshKey, SlotId, Tenant, Timestamp, VerifyingKeyBytes,
+    VersionNumber,
 };
 
+use crate::coordinator::{EndorsedKey, Helpers, Spawn};
 use crate::mesh::PeerRecord;
 
 /// File name of [`Boot`].
@@ -61,7 +69,8 @@ pub struct Boot {
     pub artifact: Digest,
     /// What it needs to run.
     pub run: RunConfig,
-    /// URL of the object store that holds the artifact, such as `file:///var/lib/tabbify/objects`.
+    /// Where the artifact is: an object store, such as `file:///var/lib/tabbify/objects`, or a service of
+    /// the platform over the runner's own mesh, such as `mesh:[fd5a:1f00:1:1::1]:5000`.
     pub store: String,
     /// Directory for the app's output: the runner writes `<instance>.ndjson` there.
     pub logs: PathBuf,
@@ -69,10 +78,63 @@ pub struct Boot {
     pub cache: PathBuf,
     /// Where the runner's WireGuard socket binds; port 0 picks one.
     pub underlay: SocketAddr,
-    /// Who may call it; further peers come by [`Request::SetPeers`].
+    /// Who may call it; further peers come by [`Request::SetPeers`]. With a coordinator they count while
+    /// it cannot be reached.
     pub peers: Vec<PeerRecord>,
+    /// Where the runner gets its lease, and learns who calls it; without, `peers` is all there is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub coordinator: Option<CoordinatorAt>,
     /// 32 random bytes in base64url: proves both sides of the control socket to each other.
     pub secret: String,
+}
+
+/// The coordinator, as a machine tells its runners. Nothing in it is secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CoordinatorAt {
+    /// Its doors, best first; several are coordinators on one log, or ways to one.
+    pub doors: Vec<DoorAt>,
+    /// The platform's root key.
+    pub root: VerifyingKeyBytes,
+    /// The issuer keys that are known; newer ones are asked for.
+    pub issuers: Vec<EndorsedKey>,
+    /// How long a lease that has ended may be used while no coordinator can be reached, in milliseconds.
+    pub outage_grace_ms: u64,
+    /// Relays and STUN servers, with their addresses filled in.
+    #[serde(default)]
+    pub helpers: Helpers,
+    /// Whether to ask the NAT for a port.
+    #[serde(default)]
+    pub ask_nat: bool,
+}
+
+/// A way to a coordinator.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DoorAt {
+    /// Where it listens.
+    pub at: Place,
+    /// The digest of its TLS key.
+    pub pin: Digest,
+}
+
+/// Where a service listens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Place {
+    /// A unix socket of this machine.
+    Unix(PathBuf),
+    /// TCP.
+    Tcp(SocketAddr),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => path.display().fmt(f),
+            Self::Tcp(address) => address.fmt(f),
+        }
+    }
 }
 
 /// What a runner writes about itself once it lives.
@@ -107,7 +169,7 @@ pub struct Failure {
 }
 
 /// What a supervisor says.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
     /// Proves the caller and asks for proof. `proof` is the keyed BLAKE3 (key = the secret) of
@@ -130,6 +192,9 @@ pub enum Request {
         /// The new list.
         peers: Vec<PeerRecord>,
     },
+    /// To a runner in [`StateName::Unleased`]: exchange this for your lease. It is in
+    /// [`StateName::Starting`] when it answers.
+    Spawn(Spawn),
     /// Take no new connections; finish what has begun; answer when done or at the deadline.
     Drain {
         /// Milliseconds from now.
@@ -171,7 +236,9 @@ pub enum Answer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StateName {
-    /// Fetching, compiling, joining the mesh.
+    /// Has made its key, and waits for a spawn ticket.
+    Unleased,
+    /// Getting its lease, fetching, compiling.
     Starting,
     /// Answers on its addresses.
     Ready,
@@ -200,4 +267,57 @@ pub struct Status {
     pub active: u64,
     /// Requests served since it began.
     pub total: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ticket_crosses_the_socket_and_is_not_shown() {
+        let spawn = Spawn {
+            certificate: "sekrit1".to_owned(),
+            ticket: "sekrit2".to_owned(),
+        };
+        let request = Request::Spawn(spawn);
+        assert!(!format!("{request:?}").contains("sekrit"));
+        let text = serde_json::to_string(&request).unwrap();
+        let expected = r#"{"request":"spawn","certificate":"sekrit1","ticket":"sekrit2"}"#;
+        assert_eq!(text, expected);
+        assert!(matches!(
+            serde_json::from_str(&text).unwrap(),
+            Request::Spawn(spawn) if spawn.ticket == "sekrit2"
+        ));
+        for bad in [
+            r#"{"request":"spawn","certificate":"a"}"#,
+            r#"{"request":"spawn","certificate":"a","ticket":"b","more":1}"#,
+        ] {
+            assert!(serde_json::from_str::<Request>(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn where_the_coordinator_is() {
+        let at = CoordinatorAt {
+            doors: vec![DoorAt {
+                at: Place::Unix("/run/tabbify/coordinator.sock".into()),
+                pin: Digest::of(b"tls"),
+            }],
+            root: VerifyingKeyBytes([7; 32]),
+            issuers: Vec::new(),
+            outage_grace_ms: 1,
+            helpers: Helpers::default(),
+            ask_nat: false,
+        };
+        let mut json = serde_json::to_value(&at).unwrap();
+        assert_eq!(
+            serde_json::from_value::<CoordinatorAt>(json.clone()).unwrap(),
+            at
+        );
+        json["doors"][0]["at"] = serde_json::json!({"tcp": "192.0.2.1:8888"});
+        let elsewhere: CoordinatorAt = serde_json::from_value(json.clone()).unwrap();
+        assert_eq!(elsewhere.doors[0].at.to_string(), "192.0.2.1:8888");
+        json["key"] = serde_json::json!("sekrit");
+        assert!(serde_json::from_value::<CoordinatorAt>(json).is_err());
+    }
 }

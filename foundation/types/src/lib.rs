@@ -24,12 +24,14 @@ pub use id::{
     InviteId, MessageId, Position, RequestId, Rev, SandboxId, SecretVersion, SlotId, VersionNumber,
 };
 pub use key::{MeshKey, SigningKeyId, VerifyingKeyBytes};
-pub use name::{AppName, ConsumerName, DomainName, HostName, MemberName, SecretName, Tenant};
+pub use name::{
+    AppName, ConsumerName, DeviceName, DomainName, HostName, MemberName, SecretName, Tenant,
+};
 pub use sealed::{Base64Url, Sealed};
 pub use segment::{Segment, SegmentGlob};
 pub use size::ByteSize;
 pub use time::Timestamp;
-pub use ula::{AppUla, HostUla, InstanceUla};
+pub use ula::{AppUla, DeviceUla, HostUla, InstanceUla};
 
 /// TCP port on which every runner answers for its app, on the app's and the instance's address.
 pub const APP_PORT: u16 = 8730;

@@ -76,6 +76,12 @@ name!(
     dns_label
 );
 name!(
+    /// The name that a person gives to a device, unique among the person's: a DNS label like an app's name.
+    DeviceName,
+    "a device name (1 to 63 of a-z 0-9 -, starting and ending with a letter or digit, without --)",
+    dns_label
+);
+name!(
     /// A secret's name, unique in its tenant.
     SecretName,
     "a secret name (1 to 63 of letters, digits, . _ and -, starting with a letter or digit)",

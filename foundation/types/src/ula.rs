@@ -4,6 +4,7 @@
 //! app       fd5a:1f02: g0 : g1 : g2 :    0    :   0     : 1
 //! instance  fd5a:1f02: g0 : g1 : g2 : inst hi : inst lo : 2
 //! host      fd5a:1f00: network : index : 0 : 0 : 0 : 1
+//! device    fd5a:1f01: numb hi : numb lo : 0 : 0 : 0 : 1
 //! ```
 //! g0 g1 g2 are bytes 0–5 of the unkeyed BLAKE3 of the UUID's 16 big-endian bytes.
 //! Forty-eight bits can collide, so registering an app whose address was ever taken is refused.
@@ -19,6 +20,7 @@ use crate::{AppId, InstanceId, ParseError};
 const PLATFORM: u16 = 0xfd5a;
 const APPS: u16 = 0x1f02;
 const HOSTS: u16 = 0x1f00;
+const DEVICES: u16 = 0x1f01;
 
 macro_rules! ula {
     ($(#[$doc:meta])* $name:ident, $expected:literal, $is:expr) => {
@@ -87,6 +89,13 @@ ula!(
     "a host address (fd5a:1f00:network:index::1)",
     |s| s[0] == PLATFORM && s[1] == HOSTS && s[4..7] == [0; 3] && s[7] == 1
 );
+ula!(
+    /// Address of a person's device behind a gateway, from a number that the coordinator hands out and
+    /// records. In a prefix of its own, which no gateway is asked for: nobody reaches a device.
+    DeviceUla,
+    "a device address (fd5a:1f01:number:number::1)",
+    |s| s[0] == PLATFORM && s[1] == DEVICES && s[4..7] == [0; 3] && s[7] == 1
+);
 
 fn groups(app: AppId) -> [u16; 3] {
     let hash = blake3::hash(app.uuid().as_bytes());
@@ -119,6 +128,23 @@ impl HostUla {
     #[must_use]
     pub const fn new(network: u16, index: u16) -> Self {
         Self(Ipv6Addr::new(PLATFORM, HOSTS, network, index, 0, 0, 0, 1))
+    }
+}
+
+impl DeviceUla {
+    /// The address of device `number`.
+    #[must_use]
+    pub const fn new(number: u32) -> Self {
+        let [a, b, c, d] = number.to_be_bytes();
+        let (high, low) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
+        Self(Ipv6Addr::new(PLATFORM, DEVICES, high, low, 0, 0, 0, 1))
+    }
+
+    /// The number.
+    #[must_use]
+    pub const fn number(self) -> u32 {
+        let [_, _, high, low, ..] = self.0.segments();
+        (high as u32) << 16 | low as u32
     }
 }
 
@@ -160,6 +186,9 @@ mod tests {
         let third = InstanceUla::derive(app, InstanceId(0x0001_0003));
         assert_eq!(third.to_string(), "fd5a:1f02:44a5:240b:121a:1:3:2");
         assert_eq!(HostUla::new(1, 2).to_string(), "fd5a:1f00:1:2::1");
+        let device = DeviceUla::new(0x0001_0003);
+        assert_eq!(device.to_string(), "fd5a:1f01:1:3::1");
+        assert_eq!(device.number(), 0x0001_0003);
     }
 
     #[test]
@@ -169,6 +198,8 @@ mod tests {
         assert!(InstanceUla::try_from(a.addr()).is_err());
         assert!(AppUla::try_from(i.addr()).is_err());
         assert!(HostUla::try_from(a.addr()).is_err());
+        assert!(HostUla::try_from(DeviceUla::new(7).addr()).is_err());
+        assert!(DeviceUla::try_from(HostUla::new(0, 7).addr()).is_err());
         assert!("::1".parse::<AppUla>().is_err());
     }
 }

@@ -7,6 +7,7 @@ mod credentials;
 mod deploy;
 mod init;
 mod lock;
+mod machines;
 mod network;
 mod node;
 mod person;

@@ -17,6 +17,7 @@ use tabbify_api::apps::{
 };
 use tabbify_api::artifact::ArtifactFile;
 use tabbify_api::auth::{IssuedToken, TokenRequest};
+use tabbify_api::machines::MachineView;
 use tabbify_api::{ErrorCode, Problem};
 use tabbify_token::{OwnerProof, PlatformId, PublicKey, SecretKey};
 use tabbify_types::event::v1::Access;
@@ -59,6 +60,7 @@ pub(crate) struct State {
     proofs: BTreeSet<String>,
     issued: u32,
     pub(crate) apps: Vec<AppView>,
+    pub(crate) machines: Vec<MachineView>,
     pub(crate) versions: BTreeMap<(AppId, u32), Version>,
     pub(crate) deploys: Vec<Operation>,
     pub(crate) course: Course,
@@ -297,6 +299,7 @@ impl State {
             proofs: BTreeSet::new(),
             issued: 0,
             apps: Vec::new(),
+            machines: Vec::new(),
             versions: BTreeMap::new(),
             deploys: Vec::new(),
             course: Course::good(),
@@ -357,6 +360,7 @@ impl State {
         match (asked.method.as_str(), parts) {
             ("GET", ["v1", "whoami"]) => reply(200, &whoami()),
             ("GET", ["v1", "apps"]) => reply(200, &json!({ "apps": self.apps })),
+            ("GET", ["v1", "machines"]) => reply(200, &json!({ "machines": self.machines })),
             ("POST", ["v1", "apps"]) => self.register(&asked.body),
             ("GET", ["v1", "apps", id]) => self.with_app(id, |_, app| reply(200, app)),
             ("POST", ["v1", "apps", id, "versions"]) => self.reserve(id, &asked.body),

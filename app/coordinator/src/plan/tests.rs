@@ -14,8 +14,10 @@ use tabbify_types::AppUla;
 use tabbify_types::event::v1::{AppRegistered, AppStopped, DeployRequested};
 
 use super::*;
-use crate::app::Phase;
+use crate::app::{Instance, Phase};
+use crate::state::State;
 
+mod machines;
 mod world;
 
 use world::{Fallible, World, app_id, run};
@@ -608,11 +610,28 @@ fn indexes_hold(state: &State) {
         let apps = state.apps.iter();
         apps.flat_map(|(id, app)| app.instances.iter().map(|(n, it)| (*id, *n, it)))
     };
-    for (host, load) in &state.load {
-        let placed = instances().filter(|(.., it)| it.host == *host);
-        assert_eq!(*load, placed.count(), "load of {host}");
+    let mut homes: BTreeMap<HostName, BTreeSet<InstanceRef>> = BTreeMap::new();
+    for (app, instance, it) in instances() {
+        let home = homes.entry(it.host.clone()).or_default();
+        home.insert(InstanceRef { app, instance });
     }
-    assert!(instances().all(|(.., it)| state.load.contains_key(&it.host)));
+    assert_eq!(homes, state.homes);
+    let unsettled = state.apps.iter().filter(|(_, app)| {
+        let moves = |it: &Instance| {
+            let trouble = state.troubles.get(&it.host);
+            trouble.is_some_and(|trouble| trouble.is_gone() || !it.stop_requested)
+        };
+        app.unavailable.is_some() || app.instances.values().any(moves)
+    });
+    let unsettled: BTreeSet<AppId> = unsettled.map(|(id, _)| *id).collect();
+    assert_eq!(unsettled, state.unsettled);
+    for (host, trouble) in &state.troubles {
+        assert!(trouble.mark().is_some(), "nothing is wrong with {host}");
+        assert!(
+            trouble.left.is_none() || homes.contains_key(host),
+            "{host} is remembered for nothing"
+        );
+    }
     let keys = instances()
         .filter_map(|(app, instance, it)| Some((it.key?, InstanceRef { app, instance })));
     assert_eq!(keys.collect::<BTreeMap<_, _>>(), state.keys);
@@ -631,9 +650,15 @@ fn line() -> impl Strategy<Value = String> {
         4 => Just("started"), 4 => Just("healthy"), 2 => Just("failed"), 2 => Just("stopped"),
         1 => Just("starting"), 1 => Just("drained"), 1 => Just("traffic"),
     ];
+    let standing = prop_oneof![
+        2 => Just("lost"), 2 => Just("back"), 1 => Just("drain"), 1 => Just("resume"),
+        1 => Just("leaves"),
+    ];
     prop_oneof![
         1 => (app.clone(), 1_u8..5).prop_map(|(app, version)| format!("deploy {app} {version}")),
         1 => (0_u8..15).prop_map(|minutes| format!("minutes {minutes}")),
+        2 => (standing, 1_u8..3).prop_map(|(what, host)| format!("{what} box{host}")),
+        1 => (1_u8..3).prop_map(|host| format!("machine box{host} wasm-http")),
         8 => (1_u8..3, report, app, 1_u8..12).prop_map(|(host, report, app, instance)| {
             format!("box{host} says {report} {app} #{instance}")
         }),

@@ -14,15 +14,18 @@ use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited, StreamBody};
 use hyper::body::{Frame, Incoming};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tabbify_api::auth::IssuedToken;
 use tabbify_api::auth::issue::AdmitRequest;
 use tabbify_api::coordinator::{
-    BODY_LEN_MAX, CAPABILITIES_MAX, CERTIFICATE_PATH, CertificateRequest, ISSUERS_PATH, JOIN_PATH,
-    JoinRequest, Joined, LEASE_PATH, LEAVE_PATH, LeaseRequest, REPORT_PATH, RESOLVE_PATH,
-    SignedLease, Told, WATCH_PATH, WatchRequest,
+    BODY_LEN_MAX, CAPABILITIES_MAX, CERTIFICATE_PATH, CertificateRequest, HostCertificate,
+    HostToken, ISSUERS_PATH, JOIN_PATH, JoinRequest, Joined, LEASE_PATH, LEAVE_PATH, LeaseRequest,
+    REPORT_PATH, RESOLVE_PATH, SignedLease, Told, WATCH_PATH, WatchRequest,
 };
 use tabbify_api::error::PROBLEM_MEDIA_TYPE;
+use tabbify_api::names::NAME_PATH;
 use tabbify_api::{ErrorCode, Problem};
 use tabbify_http::Handle;
+use tabbify_process::chain;
 use tabbify_types::{MeshKey, RequestId};
 
 use super::Shared;
@@ -88,8 +91,8 @@ impl Handler {
         let path = parts.uri.path();
         let wanted = match path {
             ISSUERS_PATH => Method::GET,
-            JOIN_PATH | CERTIFICATE_PATH | LEASE_PATH | RESOLVE_PATH | WATCH_PATH | REPORT_PATH
-            | LEAVE_PATH => Method::POST,
+            JOIN_PATH | CERTIFICATE_PATH | LEASE_PATH | NAME_PATH | RESOLVE_PATH | WATCH_PATH
+            | REPORT_PATH | LEAVE_PATH => Method::POST,
             _ => return Err(Box::new(Problem::new(ErrorCode::NotFound, path))),
         };
         if parts.method != wanted {
@@ -111,12 +114,16 @@ impl Handler {
                 let request: CertificateRequest = body(incoming).await?;
                 let signing = request.signing;
                 let checked = coordinator.check_consent(&self.key, signing, &request.consent);
-                self.said(checked.and_then(|()| coordinator.certify(&self.key, signing)))
+                match checked.and_then(|()| coordinator.certify(&self.key, signing)) {
+                    Ok(certified) => self.said(Ok(self.with_token(certified).await)),
+                    Err(refusal) => Err(self.refused(&refusal)),
+                }
             }
             LEASE_PATH => {
                 let lease = self.lease(body(incoming).await?).await;
                 self.said(lease)
             }
+            NAME_PATH => self.said(coordinator.name_for(&self.key, &body(incoming).await?)),
             RESOLVE_PATH => self.said(coordinator.resolve_for(&self.key, body(incoming).await?)),
             REPORT_PATH => self.said(coordinator.report(&self.key, body(incoming).await?)),
             WATCH_PATH => {
@@ -149,9 +156,23 @@ impl Handler {
         };
         let admission = self.shared.admit.admit(admit).await;
         let admission = admission.map_err(Refusal::Token)?;
-        coordinator
+        let certified = coordinator
             .admit(admission, request.capabilities, request.signing)
-            .await
+            .await?;
+        Ok(self.with_token(certified).await)
+    }
+
+    /// What a machine is told, with a token for the platform's services. Without auth it is told
+    /// nevertheless, and asks again.
+    async fn with_token(&self, (certificate, joined): (HostCertificate, Joined)) -> Joined {
+        let token = match self.shared.admit.host_token(&certificate).await {
+            Ok(IssuedToken { token, expires }) => Some(HostToken { token, expires }),
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), host = %certificate.host, "no token");
+                None
+            }
+        };
+        Joined { token, ..joined }
     }
 
     async fn lease(&self, request: LeaseRequest) -> Result<SignedLease, Refusal> {

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tabbify_api::auth::Authority as _;
 use tabbify_api::auth::issue::{API_AUDIENCE, Caller, Issuer as _, TokenOrder};
@@ -12,8 +13,8 @@ use tabbify_api::log::EventLog;
 use tabbify_api::mesh::{Leases as _, PeerRecord, ResolveError, Resolver as _};
 use tabbify_auth::{Auth, Keys, OWNER, bootstrap};
 use tabbify_coordinator::{
-    ByIssuer, Config, Coordinator, Door, JoinFailed, Limits, Membership, MeshSecret, OUTAGE_GRACE,
-    Options, RemoteConfig, RemoteCoordinator, Service, TlsKey, join_platform,
+    ByIssuer, Config, Coordinator, Door, JoinFailed, LOST_AFTER, Limits, Membership, MeshSecret,
+    OUTAGE_GRACE, Options, RemoteConfig, RemoteCoordinator, Service, TlsKey, join_platform,
 };
 use tabbify_log::Log;
 use tabbify_process::connect::{Connect, TcpSocket};
@@ -105,12 +106,16 @@ pub(crate) async fn coordinator(
     snapshots: Option<&Path>,
     tasks: &Tasks,
 ) -> Fallible<Coordinator> {
-    let auth = auth.clone();
-    let mut options = Options::new(Arc::new(move || auth.signer()));
+    let mut options = signed_by(auth);
     if let Some(dir) = snapshots {
         options = options.snapshots(dir.to_owned());
     }
     Ok(Coordinator::start(&core(name)?, log, options, clock, tasks).await?)
+}
+
+fn signed_by(auth: &Auth) -> Options {
+    let auth = auth.clone();
+    Options::new(Arc::new(move || auth.signer()))
 }
 
 impl Platform {
@@ -119,6 +124,15 @@ impl Platform {
     }
 
     pub(crate) async fn with(limits: &Limits) -> Fallible<Self> {
+        Self::begin(limits, LOST_AFTER).await
+    }
+
+    /// One whose machines are lost after so long a silence.
+    pub(crate) async fn impatient(lost_after: Duration) -> Fallible<Self> {
+        Self::begin(&Limits::default(), lost_after).await
+    }
+
+    async fn begin(limits: &Limits, lost_after: Duration) -> Fallible<Self> {
         let dir = tempfile::tempdir()?;
         let (log, client) = open(&dir.path().join("log"))?;
         let keys = Keys::open(&dir.path().join("keys"))?;
@@ -129,7 +143,8 @@ impl Platform {
         let tasks = Tasks::new();
         let auth = Auth::start(auths, &keys, Arc::clone(&shared), &tasks).await?;
         let mine = log.client(Coordinator::log_scope());
-        let coordinator = coordinator("core", mine, &auth, shared, None, &tasks).await?;
+        let options = signed_by(&auth).lost_after(lost_after);
+        let coordinator = Coordinator::start(&core("core")?, mine, options, shared, &tasks).await?;
         let tls = TlsKey::load_or_create(&dir.path().join("coordinator.key"))?;
         let address = serve(&coordinator, &auth, &tls, limits, &tasks).await?;
         Ok(Self {
@@ -354,7 +369,7 @@ pub(crate) async fn asks_by_key(
 ) -> Fallible<Result<tabbify_api::policy::Ports, ResolveError>> {
     let tasks = Tasks::new();
     let remote = platform.remote(secret, &tasks)?;
-    let answer = remote.find(Ask::Key(key)).await;
+    let answer = remote.peer(Ask::Key(key)).await;
     tasks.shutdown(WATCHDOG).await;
     Ok(answer.map(|(_, ports)| ports))
 }

@@ -134,7 +134,7 @@ async fn a_rule_opens_and_closes() {
     eventually(|| async { if remote.is_live() { Ok(()) } else { Err(()) } })
         .await
         .unwrap();
-    assert!(remote.find(ask).await.is_err());
+    assert!(remote.peer(ask).await.is_err());
 
     let order = |tenant: &Tenant, allow| PolicyOrder {
         tenant: tenant.clone(),
@@ -147,13 +147,13 @@ async fn a_rule_opens_and_closes() {
         .change_policy(order(&main, rules.clone()))
         .await
         .unwrap();
-    assert!(remote.find(ask).await.is_err());
+    assert!(remote.peer(ask).await.is_err());
     platform
         .coordinator
         .change_policy(order(&other, rules.clone()))
         .await
         .unwrap();
-    let (record, ports) = remote.find(ask).await.unwrap();
+    let (record, ports) = remote.peer(ask).await.unwrap();
     assert_eq!(record.key, key_of(theirs));
     assert_eq!(ports, Ports::Only(BTreeSet::from([8730])));
     // Said again, it is so already.
@@ -175,7 +175,7 @@ async fn a_rule_opens_and_closes() {
         .await
         .unwrap();
     let closed = || async {
-        match remote.find(ask).await {
+        match remote.peer(ask).await {
             Err(_) => Ok(()),
             Ok(_) => Err(()),
         }

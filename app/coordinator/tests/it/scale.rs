@@ -1,6 +1,8 @@
 //! A hundred thousand known apps: what an answer, a change and a plan cost is counted, and does not grow
 //! with them; what an idle app takes of memory is printed.
 
+use std::time::Duration;
+
 use tabbify_api::coordinator::{Ask, Change};
 use tabbify_api::fold::Fold as _;
 use tabbify_coordinator::State;
@@ -16,6 +18,7 @@ use tabbify_types::{
     AppId, AppUla, ByteSize, DeployId, Digest, Epoch, HostName, InstanceId, InstanceUla, MeshKey,
     NewEvent, Position, Recorded, Rev, Segment, SlotId, Tenant, VersionNumber,
 };
+use tokio::time::Instant;
 
 use crate::support::{Fallible, NOW};
 
@@ -132,6 +135,50 @@ fn resident() -> Fallible<usize> {
     Ok(pages * 4096)
 }
 
+/// What an answer by address, one by key, and a change take, with as many apps as there are: the
+/// quickest of some rounds, for other work on the machine only adds to it.
+fn costs(writer: &mut Writer, apps: &[AppId]) -> Fallible<[Duration; 2]> {
+    let some: Vec<AppId> = apps.iter().step_by(apps.len() / 500).copied().collect();
+    let mut least = [Duration::MAX; 2];
+    for _ in 0..7 {
+        let began = Instant::now();
+        for app in &some {
+            let address = Ask::Address(AppUla::derive(*app).addr());
+            let found = [address, Ask::Key(key_of(*app))].map(|ask| holder(&writer.state, ask));
+            assert!(found.iter().all(Option::is_some));
+        }
+        least[0] = least[0].min(began.elapsed());
+        let began = Instant::now();
+        for app in &some {
+            let lease = LeaseGranted {
+                app: *app,
+                tenant: Tenant::main(),
+                slot: SlotId::FIRST,
+                epoch: Epoch(1),
+                instance: InstanceId(1),
+                key: key_of(*app),
+                host: writer.host.clone(),
+            };
+            writer.write(Segment::peers(), *app, 2, &lease.into())?;
+        }
+        least[1] = least[1].min(began.elapsed());
+    }
+    Ok(least.map(|least| least / u32::try_from(some.len()).unwrap_or(u32::MAX)))
+}
+
+/// Whether an app is found by every address and key that it has.
+fn is_found(state: &State, app: AppId) -> bool {
+    let (at, own) = (
+        AppUla::derive(app).addr(),
+        InstanceUla::derive(app, InstanceId(1)).addr(),
+    );
+    let asks = [Ask::Address(at), Ask::Address(own), Ask::Key(key_of(app))];
+    asks.into_iter().all(|ask| {
+        let found = holder(state, ask);
+        matches!(found, Some(Holder::Instance(lease)) if lease.app == app)
+    })
+}
+
 #[test]
 fn a_hundred_thousand_idle_apps() {
     let mut writer = Writer {
@@ -141,25 +188,25 @@ fn a_hundred_thousand_idle_apps() {
     };
     let mut apps = Vec::with_capacity(APPS);
     let before = resident().unwrap();
-    for _ in 0..APPS {
+    let mut few = None;
+    for n in 0..APPS {
         apps.push(writer.app().unwrap());
+        if n == APPS / 100 {
+            few = Some(costs(&mut writer, &apps).unwrap());
+        }
     }
     let after = resident().unwrap();
+    let (few, many) = (few.unwrap(), costs(&mut writer, &apps).unwrap());
+    println!("an answer and a change with 1,000 apps: {few:?}, with 100,000: {many:?}");
+    // A search through all of them would take a hundred times as long.
+    assert!(
+        many[0] < few[0] * 20 && many[1] < few[1] * 20,
+        "{few:?} {many:?}"
+    );
     println!("an idle app takes {} bytes", (after - before) / APPS);
 
-    // Each is found by every address and key that it has.
     for app in [apps[0], apps[APPS / 2], apps[APPS - 1]] {
-        let (at, own) = (
-            AppUla::derive(app).addr(),
-            InstanceUla::derive(app, InstanceId(1)).addr(),
-        );
-        for ask in [Ask::Address(at), Ask::Address(own), Ask::Key(key_of(app))] {
-            let found = holder(&writer.state, ask);
-            assert!(
-                matches!(found, Some(Holder::Instance(lease)) if lease.app == app),
-                "{ask}"
-            );
-        }
+        assert!(is_found(&writer.state, app));
     }
     // Nothing is open: a plan looks at no app, and after a request at one.
     assert!(writer.state.waiting.is_empty());

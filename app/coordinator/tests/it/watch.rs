@@ -104,7 +104,7 @@ async fn who_leaves_hears_no_more_and_others_hear_that() {
     let mut gone = node.gone();
     platform
         .coordinator
-        .remove(&core.membership.certificate.host)
+        .remove_machine(&core.membership.certificate.host)
         .await
         .unwrap();
     let told = tokio::time::timeout(WATCHDOG, gone.recv()).await.unwrap();

@@ -48,11 +48,11 @@ pub(crate) fn run(role: &str, stack: &str, streams: usize, seconds: u64) -> Fall
         .build()?;
     runtime.block_on(async {
         let (n, other) = if role == "send" { (1, 2) } else { (2, 1) };
-        let record = PeerRecord {
-            key: key(other).public(),
-            addresses: vec![inner(other)],
-            endpoints: vec![SocketAddr::from((outer(other), PORT))],
-        };
+        let record = PeerRecord::unrestricted(
+            key(other).public(),
+            vec![inner(other)],
+            vec![SocketAddr::from((outer(other), PORT))],
+        );
         let underlay = SocketAddr::from((outer(n), PORT));
         let mut config = Config::new(key(n), vec![inner(n)], underlay);
         config.limits.tcp_buffer_bytes = BUFFER_BYTES;

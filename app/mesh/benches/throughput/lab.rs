@@ -91,6 +91,11 @@ impl Lab {
             run("ip", &["-n", name, "link", "set", &device, "up"])?;
             run("ip", &["-n", name, "link", "set", "lo", "up"])?;
         }
+        // More addresses of end 1, for a flood.
+        let [here, there] = ["10.77.1.0/24", "10.77.0.1"];
+        let words = ["-n", a, "route", "add", "local", here, "dev", "lo"];
+        run("ip", &words)?;
+        run("ip", &["-n", b, "route", "add", here, "via", there])?;
         Ok(lab)
     }
 
@@ -128,6 +133,16 @@ impl Lab {
         })
     }
 
+    /// This program in the namespace of end `n`, once it says that it is ready; ended when dropped.
+    pub(crate) fn background(&self, n: usize, arguments: &[&str]) -> Fallible<Background> {
+        let mut command = self.command(n, &std::env::current_exe()?);
+        command.args(arguments);
+        let (child, mut lines) = start(command)?;
+        let background = Background(child);
+        expect(&mut lines, "ready")?;
+        Ok(background)
+    }
+
     /// `iperf3` between the namespaces without a tunnel.
     pub(crate) fn bare(&self, streams: usize, seconds: u64) -> Fallible<Measured> {
         self.iperf(&outer(2).to_string(), streams, seconds)
@@ -155,6 +170,16 @@ impl Lab {
             seconds: figure("seconds")?,
             cpu_seconds: children()? - before,
         })
+    }
+}
+
+/// See [`Lab::background`].
+pub(crate) struct Background(Child);
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

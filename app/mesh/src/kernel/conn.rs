@@ -205,6 +205,11 @@ impl KernelStream {
         }
     }
 
+    /// The next to be closed is the last that holds the socket.
+    pub(crate) fn abort(self) {
+        let _ = sockopt::set_socket_linger(&self.conn.tcp, Some(Duration::ZERO));
+    }
+
     pub(crate) fn close(&self) {
         // A connection that has ended already has nothing to say.
         let _ = shutdown(&self.conn.tcp, Shutdown::Write);

@@ -198,7 +198,11 @@ impl Pump {
             }
         }
         session.release(&mut self.out, now);
+        let asks = session.asks();
         drop(session);
+        if asks {
+            peer.kick();
+        }
         self.settle(&peer);
         let mut inner = std::mem::take(&mut self.out.inner);
         write(&self.tun, &mut inner, counters);

@@ -7,6 +7,7 @@
 //! from, as WireGuard does.
 
 mod choice;
+mod look;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -48,8 +49,9 @@ const ROUND_MS: u64 = 2300;
 /// From the end of a round to the next, doubled up to the maximum.
 const ROUND_PAUSE: Duration = Duration::from_secs(2);
 const ROUND_PAUSE_MAX: Duration = Duration::from_secs(60);
-/// From one attempt through a hard NAT to the next, doubled each time, and LIMIT: how many.
-const BIRTHDAY_PAUSE: Duration = Duration::from_secs(15);
+/// From one attempt through a hard NAT to the next, doubled each time, and LIMIT: how many. The first
+/// is over by then.
+const BIRTHDAY_PAUSE: Duration = Duration::from_secs(4);
 const BIRTHDAYS_MAX: u32 = 5;
 /// A call is not repeated earlier.
 const CALL_PAUSE: Duration = Duration::from_millis(500);
@@ -116,6 +118,8 @@ pub(crate) struct Agent {
     /// Of all pings of one attempt through a hard NAT.
     stray: Option<u64>,
     changes: u64,
+    /// Pings on demand.
+    echoes: Vec<look::Echo>,
 }
 
 impl Agent {
@@ -152,6 +156,7 @@ impl Agent {
             next_birthday: None,
             stray: None,
             changes: 0,
+            echoes: Vec::new(),
         }
     }
 
@@ -342,7 +347,7 @@ impl Agent {
     pub(crate) fn poll(&mut self, wishes: &mut Wishes, now: Instant) {
         if !self.is_hot(now) {
             self.round = None;
-            self.end_birthday(wishes);
+            self.end_birthday(wishes, now);
             return;
         }
         let side = self.around.side();
@@ -402,7 +407,7 @@ impl Agent {
             self.failures = 0;
             self.next_round = None;
             self.around.wanted.notify_one();
-            self.release(wishes);
+            self.release(wishes, now);
         } else {
             self.ask(current, wishes, now);
         }
@@ -539,7 +544,7 @@ impl Agent {
         let is_direct = !self.needs_search(side, now);
         let (Some(numbers), Some(target), Some(id), false) = (numbers, target, id, is_direct)
         else {
-            self.end_birthday(wishes);
+            self.end_birthday(wishes, now);
             return;
         };
         let ping = Message::Ping { id };
@@ -554,19 +559,22 @@ impl Agent {
         }
     }
 
-    fn end_birthday(&mut self, wishes: &mut Wishes) {
+    fn end_birthday(&mut self, wishes: &mut Wishes, now: Instant) {
         if self.birthday.take().is_some() {
-            self.release(wishes);
+            self.release(wishes, now);
         }
     }
 
     /// Lets go of the spare sockets that lead nowhere.
-    fn release(&mut self, wishes: &mut Wishes) {
+    fn release(&mut self, wishes: &mut Wishes, now: Instant) {
         if self.birthday.is_none() {
             let current = self.current;
+            // One that was hit is kept though it is not proven to us: the peer may have had its proof
+            // a moment earlier, and may send on it already.
             self.paths.retain(|known| {
                 !matches!(known.path, Path::Spare(..))
                     || known.proven.is_some()
+                    || known.is_asked(now)
                     || Some(known.path) == current
             });
             let kept = self.paths.iter().filter_map(|known| match known.path {
@@ -578,6 +586,9 @@ impl Agent {
     }
 
     fn pong(&mut self, path: Path, id: u64, wishes: &mut Wishes, now: Instant) {
+        if self.note_echo(path, id, now) {
+            return;
+        }
         let is_stray = self.stray == Some(id);
         let Some(known) = (if is_stray {
             self.meet(path)

@@ -82,6 +82,12 @@ impl Known {
         true
     }
 
+    /// Whether it was pinged so short a time ago that the pong may still come.
+    pub(super) fn is_asked(&self, now: Instant) -> bool {
+        self.pinged
+            .is_some_and(|pinged| now < pinged + ANSWER_TIMEOUT)
+    }
+
     /// It leads both ways.
     pub(super) fn prove(&mut self, now: Instant) {
         self.proven = Some(now);

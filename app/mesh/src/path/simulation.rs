@@ -6,7 +6,7 @@ mod tests;
 
 use std::cmp::Reverse;
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
@@ -56,6 +56,8 @@ struct Host {
     /// Its network and its address there.
     net: usize,
     ip: Ipv4Addr,
+    /// Its spare sockets that are open.
+    spares: BTreeSet<u32>,
     /// It answers no probes.
     stock: bool,
     inits: u64,
@@ -113,6 +115,7 @@ impl World {
                 tag: Tag::of(ours.public()),
                 net,
                 ip,
+                spares: BTreeSet::new(),
                 stock: false,
                 inits: 0,
                 seen_inits: Vec::new(),
@@ -187,6 +190,9 @@ impl World {
 
     fn send(&mut self, from: usize, path: Path, parcel: Parcel) {
         self.hosts[from].packets_out += 1;
+        if let Path::Spare(n, _) = path {
+            self.hosts[from].spares.insert(n);
+        }
         if self.dice.roll(100) < self.loss {
             return;
         }
@@ -249,11 +255,20 @@ impl World {
         for (path, probe) in wishes.probes {
             self.send(host, path, Parcel::Probe(probe));
         }
+        if let Some(keep) = wishes.release {
+            self.hosts[host].spares.retain(|n| keep.contains(n));
+        }
     }
 
     fn receive(&mut self, host: usize, path: Path, parcel: Parcel) {
         let mut wishes = Wishes::default();
         let this = &mut self.hosts[host];
+        if let Path::Spare(n, _) = path
+            && !this.spares.contains(&n)
+        {
+            // Closed meanwhile.
+            return;
+        }
         match parcel {
             Parcel::Init(number) => {
                 if !this.seen_inits.contains(&number) {

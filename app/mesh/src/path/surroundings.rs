@@ -35,6 +35,8 @@ pub(crate) struct Surroundings {
     pub(crate) wanted: Notify,
     /// There are relays where there were none.
     pub(crate) connected: Notify,
+    /// A ping that somebody waits for was answered.
+    pub(crate) echoed: Notify,
 }
 
 impl Surroundings {

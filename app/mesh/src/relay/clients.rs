@@ -218,6 +218,38 @@ impl Clients {
         }
     }
 
+    /// Who is registered now.
+    pub(super) fn keys(&self) -> Vec<MeshKey> {
+        let tags = self.tags.read().unwrap_or_else(PoisonError::into_inner);
+        tags.values().map(|client| client.key).collect()
+    }
+
+    /// Forgets a peer that may not use the relay any more, whatever it is reached over; whether it was there.
+    pub(super) fn remove(&self, key: MeshKey) -> bool {
+        let mut tags = self.tags.write().unwrap_or_else(PoisonError::into_inner);
+        let tag = Tag::of(key);
+        if tags.get(&tag).is_none_or(|client| client.key != key) {
+            return false;
+        }
+        let Some(client) = tags.remove(&tag) else {
+            return false;
+        };
+        let ways = std::mem::take(&mut *client.ways());
+        if let Some((_, from, _)) = ways.udp {
+            let mut places = self.places.write().unwrap_or_else(PoisonError::into_inner);
+            if places
+                .get(&from)
+                .is_some_and(|known| Arc::ptr_eq(known, &client))
+            {
+                places.remove(&from);
+            }
+        }
+        if let Some((queue, _)) = ways.tls {
+            queue.close();
+        }
+        true
+    }
+
     /// Forgets who was silent for too long.
     pub(super) fn sweep(&self, now: Instant) {
         let mut tags = self.tags.write().unwrap_or_else(PoisonError::into_inner);
@@ -284,6 +316,32 @@ mod tests {
         clients.sweep(now + step * 200);
         assert_eq!((clients.len(), client.way().is_none()), (0, true));
         assert!(clients.by_place(at(1), client.token).is_none());
+    }
+
+    #[tokio::test]
+    async fn who_is_removed_is_on_no_way_any_more() {
+        let (clients, socket, now) = (
+            Clients::new(RelayLimits::default()),
+            socket(),
+            Instant::now(),
+        );
+        let client = clients.register_udp(key(1), &socket, at(1), now).unwrap();
+        let queue = Arc::new(Queue::new());
+        clients.register_tls(key(1), &queue, now).unwrap();
+        clients.register_udp(key(2), &socket, at(2), now).unwrap();
+        let mut alike = key(1);
+        alike.0[31] = 9;
+        assert!(!clients.remove(alike), "another key with the same tag");
+        assert!(clients.remove(key(1)) && !clients.remove(key(1)));
+        assert!(client.way().is_none());
+        assert_eq!(queue.pop().await, None, "its connection ends");
+        assert!(clients.by_tag(Tag::of(key(1))).is_none());
+        assert!(clients.by_place(at(1), client.token).is_none());
+        assert_eq!(clients.keys(), [key(2)]);
+        // The end of its connection changes nothing for whoever comes after it.
+        clients.register_udp(key(1), &socket, at(1), now).unwrap();
+        clients.leave_tls(&client, &queue);
+        assert_eq!(clients.len(), 2);
     }
 
     #[tokio::test]

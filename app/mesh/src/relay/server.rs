@@ -4,9 +4,11 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tabbify_api::mesh::Resolver;
+use futures_util::{StreamExt as _, stream};
+use tabbify_api::mesh::{Changed, Changes, ResolveError, Resolver};
 use tabbify_process::{Importance, Tasks};
 use tabbify_types::MeshKey;
 use tokio::net::TcpListener;
@@ -17,11 +19,14 @@ use super::clients::{Clients, Refusal};
 use super::stats::{Counters, RelayStats, count};
 use super::{tls, udp};
 use crate::PrivateKey;
+use crate::review::told;
 use crate::underlay::Socket;
 
 /// LIMIT: peers that are looked up at once, and for how long each.
 const LOOKUPS_MAX: usize = 64;
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
+/// LIMIT: peers that are looked up again at once after a change.
+const REVIEWS_AT_ONCE: usize = 32;
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
 
 /// What one relay spends at most. The defaults suit a machine with 1 Gbit/s and some hundred hosts.
@@ -75,22 +80,71 @@ pub(super) struct Shared {
     pub(super) connections: Arc<Semaphore>,
     resolver: Arc<dyn Resolver>,
     lookups: Arc<Semaphore>,
+    /// Counts what changed of what was answered.
+    doubts: AtomicU64,
 }
 
 impl Shared {
-    /// Whether this key may use the relay: whoever the mesh knows may.
-    pub(super) async fn is_known(&self, key: MeshKey) -> bool {
+    /// Whether this key may use the relay: whoever the mesh knows may. If so, what was known of changes then:
+    /// see [`Self::is_overtaken`].
+    pub(super) async fn is_known(&self, key: MeshKey) -> Option<u64> {
         let Ok(_permit) = self.lookups.try_acquire() else {
             count(&self.counters.refused_limit);
-            return false;
+            return None;
         };
+        let doubts = self.doubts.load(Ordering::Acquire);
         let record = tokio::time::timeout(LOOKUP_TIMEOUT, self.resolver.by_key(key)).await;
         let is_known = matches!(&record, Ok(Ok(record)) if record.key == key);
         if !is_known {
             tracing::debug!(peer = %key, ?record, "peer refused by the relay");
             count(&self.counters.refused_key);
         }
-        is_known
+        is_known.then_some(doubts)
+    }
+
+    /// Whether something has changed since a peer that is registered now was looked up: then it may have
+    /// been removed before it was there, and must begin again.
+    pub(super) fn is_overtaken(&self, key: MeshKey, doubts: u64) -> bool {
+        let is_overtaken = self.doubts.load(Ordering::Acquire) != doubts;
+        is_overtaken && self.clients.remove(key)
+    }
+
+    /// Takes peers out whose keys are nobody's any more, as the resolver tells it.
+    async fn follow(self: Arc<Self>, mut changes: Box<dyn Changes>) {
+        let stopped = self.tasks.token();
+        loop {
+            let changed = tokio::select! {
+                changed = told(&mut changes, &*self.resolver) => changed,
+                () = stopped.cancelled() => return,
+            };
+            // First: whoever is being looked up meanwhile begins again.
+            self.doubts.fetch_add(1, Ordering::AcqRel);
+            match changed {
+                Changed::Gone(key) => self.remove(key),
+                Changed::Everything => {
+                    let judged = stream::iter(self.clients.keys())
+                        .for_each_concurrent(REVIEWS_AT_ONCE, |key| self.judge(key));
+                    tokio::select! {
+                        () = judged => {}
+                        () = stopped.cancelled() => return,
+                    }
+                }
+            }
+        }
+    }
+
+    async fn judge(&self, key: MeshKey) {
+        let found = tokio::time::timeout(LOOKUP_TIMEOUT, self.resolver.by_key(key)).await;
+        if let Ok(Err(ResolveError::UnknownKey(_) | ResolveError::NoLease(_))) = found {
+            self.remove(key);
+        }
+    }
+
+    fn remove(&self, key: MeshKey) {
+        if self.clients.remove(key) {
+            tracing::debug!(peer = %key, "peer may not use the relay any more");
+            count(&self.counters.revoked);
+        }
     }
 
     pub(super) fn refuse(&self, refusal: Refusal) {
@@ -102,7 +156,8 @@ impl Shared {
 }
 
 impl Relay {
-    /// A relay with this identity, for the peers that `resolver` knows by their keys.
+    /// A relay with this identity, for the peers that `resolver` knows by their keys; who it says is nobody
+    /// any more is taken out.
     ///
     /// # Panics
     /// Outside a tokio runtime.
@@ -122,7 +177,12 @@ impl Relay {
             counters: Counters::default(),
             resolver,
             lookups: Arc::new(Semaphore::new(LOOKUPS_MAX)),
+            doubts: AtomicU64::new(0),
         });
+        if let Some(changes) = shared.resolver.changes() {
+            let follows = Arc::clone(&shared).follow(changes);
+            tasks.spawn("relay-changes", Importance::Detached, follows);
+        }
         let (swept, token) = (Arc::downgrade(&shared), tasks.token());
         tasks.spawn("relay-sweep", Importance::Detached, async move {
             loop {

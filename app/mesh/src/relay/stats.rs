@@ -44,6 +44,8 @@ counters! {
     refused_proof,
     /// Refused: a key that nobody knows, or another one with the same tag.
     refused_key,
+    /// Registered peers that were removed because their key is nobody's any more.
+    revoked,
     /// Refused: too many, at once or in a second.
     refused_limit,
     /// Dropped: not a frame, or from who is not registered.

@@ -131,11 +131,18 @@ async fn serve(shared: &Shared, acceptor: &TlsAcceptor, tcp: TcpStream) -> Resul
         let tls = acceptor.accept(tcp).await?;
         let binding = binding(tls.get_ref().1)?;
         let mut socket = accept_async_with_config(tls, Some(websocket())).await?;
-        let (key, welcome) = greet(shared, &mut socket, &binding).await?;
-        Ok::<_, TlsError>((socket, key, welcome))
+        let greeted = greet(shared, &mut socket, &binding).await?;
+        Ok::<_, TlsError>((socket, greeted))
     };
     let greeted = tokio::time::timeout(HANDSHAKE_TIMEOUT, greet).await;
-    let (mut socket, key, welcome) = greeted.map_err(|_| TlsError::Silent)??;
+    let (
+        mut socket,
+        Greeted {
+            key,
+            welcome,
+            doubts,
+        },
+    ) = greeted.map_err(|_| TlsError::Silent)??;
     let queue = Arc::new(Queue::new());
     let client = shared
         .clients
@@ -150,6 +157,9 @@ async fn serve(shared: &Shared, acceptor: &TlsAcceptor, tcp: TcpStream) -> Resul
         client: &client,
         queue: &queue,
     };
+    if shared.is_overtaken(key, doubts) {
+        return Err(TlsError::Refused);
+    }
     socket.send(WsMessage::binary(welcome)).await?;
     let (sink, stream) = socket.split();
     let take = |message: &[u8]| pass(shared, &client, message);
@@ -175,12 +185,21 @@ impl Drop for Leaves<'_> {
     }
 }
 
-/// Challenges the peer; its key, and the answer that proves ours.
+/// A peer that has proven its key, and that the mesh knows.
+struct Greeted {
+    key: MeshKey,
+    /// Proves ours.
+    welcome: Vec<u8>,
+    /// What was known of changes when it was looked up.
+    doubts: u64,
+}
+
+/// Challenges the peer.
 async fn greet<S>(
     shared: &Shared,
     socket: &mut WebSocketStream<S>,
     binding: &[u8; 32],
-) -> Result<(MeshKey, Vec<u8>), TlsError>
+) -> Result<Greeted, TlsError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -205,11 +224,14 @@ where
         count(&shared.counters.refused_proof);
         return Err(TlsError::Proof);
     };
-    if !shared.is_known(key).await {
-        return Err(TlsError::Refused);
-    }
+    let doubts = shared.is_known(key).await.ok_or(TlsError::Refused)?;
     let mac = proofs.by_relay(parts);
-    Ok((key, Message::Welcome(mac).encode()))
+    let welcome = Message::Welcome(mac).encode();
+    Ok(Greeted {
+        key,
+        welcome,
+        doubts,
+    })
 }
 
 /// The next binary message.

@@ -25,6 +25,7 @@ fn session(key: &PrivateKey, address: Ipv6Addr, record: &PeerRecord, now: Instan
         limiter: Arc::new(RateLimiter::new(&public, 1000)),
         counters: Arc::new(Counters::default()),
         around: Arc::default(),
+        gate: None,
     };
     Session::new(ours, record, now)
 }
@@ -40,10 +41,8 @@ impl Two {
     fn new() -> Self {
         let now = Instant::from_secs(1);
         let (key_here, key_there) = (PrivateKey::generate(), PrivateKey::generate());
-        let record = |key: &PrivateKey, address, port| PeerRecord {
-            key: key.public(),
-            addresses: vec![address],
-            endpoints: vec![outer(port)],
+        let record = |key: &PrivateKey, address, port| {
+            PeerRecord::unrestricted(key.public(), vec![address], vec![outer(port)])
         };
         let mut here = session(&key_here, HERE, &record(&key_there, THERE, 2), now);
         here.link = Some(Link::new(7));
@@ -139,11 +138,7 @@ fn what_the_peer_may_not_send_is_dropped_and_counted() {
 #[test]
 fn what_departs_on_hold_waits_for_the_handshake() {
     let mut two = Two::new();
-    let mut record = PeerRecord {
-        key: MeshKey([0; 32]),
-        addresses: vec![THERE],
-        endpoints: vec![outer(9)],
-    };
+    let mut record = PeerRecord::unrestricted(MeshKey([0; 32]), vec![THERE], vec![outer(9)]);
     two.here.update(&record, two.now);
     let mut out = Outbox::default();
     let leaving = packet(HERE, THERE, 6);

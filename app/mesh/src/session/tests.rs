@@ -63,12 +63,9 @@ impl Side {
             limiter: Arc::new(RateLimiter::new(&public, 1000)),
             counters: Arc::clone(&counters),
             around: Arc::default(),
+            gate: None,
         };
-        let record = PeerRecord {
-            key: peer,
-            addresses: vec![inner(m)],
-            endpoints: vec![outer(m)],
-        };
+        let record = PeerRecord::unrestricted(peer, vec![inner(m)], vec![outer(m)]);
         let (sender, backlog) = mpsc::channel(16);
         Self {
             session: Session::new(ours, &record, now),
@@ -469,11 +466,7 @@ fn full_duplex_survives_bad_weather_and_pauses() {
 fn a_spoofed_source_is_dropped() {
     let mut pair = Pair::new();
     pair.connect();
-    let theirs = PeerRecord {
-        key: MeshKey([0; 32]),
-        addresses: vec![inner(7)],
-        endpoints: Vec::new(),
-    };
+    let theirs = PeerRecord::unrestricted(MeshKey([0; 32]), vec![inner(7)], Vec::new());
     // The resolver now says that a owns another address than the one it speaks from.
     pair.b.session.update(&theirs, pair.now);
     let before = pair.b.dropped().accepted;
@@ -747,11 +740,7 @@ fn a_moved_peer_is_asked_everywhere_before_data_goes_to_the_old_place() {
     // b is restarted: same key, another port, no memory of the session.
     pair.b = Side::new(2, &b, 1, a.public(), pair.now);
     pair.b.at = outer(22);
-    let record = PeerRecord {
-        key: b.public(),
-        addresses: vec![inner(2)],
-        endpoints: vec![outer(22)],
-    };
+    let record = PeerRecord::unrestricted(b.public(), vec![inner(2)], vec![outer(22)]);
     pair.a.session.update(&record, pair.now);
     let before = pair.now;
     pair.connect();

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::BytesMut;
+use socket2::SockRef;
 use tabbify_process::{Importance, TaskHandle, Tasks};
 use tokio::net::UdpSocket;
 use tokio::runtime::Handle;
@@ -52,7 +53,9 @@ impl Spares {
         datagram: &[u8],
         attached: &Attached,
     ) -> io::Result<()> {
-        let sent = |socket: &UdpSocket| match socket.try_send_to(datagram, to) {
+        // Past the runtime, which believes a socket to have no room until it has looked at it for the
+        // first time: the first datagram of each, which makes the hole in the NAT, would be lost.
+        let sent = |socket: &UdpSocket| match SockRef::from(socket).send_to(datagram, &to.into()) {
             // As if the network had lost it: nobody waits for these sockets.
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
             _ => Ok(()),
@@ -106,5 +109,31 @@ async fn read(socket: Arc<UdpSocket>, number: u32, inlet: Inlet) {
             let from = SocketAddr::new(from.ip().to_canonical(), from.port());
             inlet(Path::Spare(number, from), room.split());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_spare_sends_at_once() {
+        let peer = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let to = peer.local_addr().unwrap();
+        let tasks = Tasks::new();
+        let inlet: Inlet = Arc::new(|_, _| {});
+        let attached = Attached {
+            inlet,
+            tasks,
+            runtime: Handle::current(),
+        };
+        let spares = Spares::default();
+        // Not once has the runtime looked at the socket.
+        spares.try_send(7, to, to, b"first", &attached).unwrap();
+        peer.set_read_timeout(Some(std::time::Duration::from_secs(20)))
+            .unwrap();
+        let mut room = [0; 16];
+        let (len, _) = peer.recv_from(&mut room).unwrap();
+        assert_eq!(&room[..len], b"first");
     }
 }

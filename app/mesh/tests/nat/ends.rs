@@ -1,17 +1,15 @@
 //! The two endpoints and the relay between them, each in its place; what happens is timed.
 
-use std::collections::HashMap;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tabbify_api::BoxFuture;
-use tabbify_api::mesh::{PeerRecord, ResolveError, Resolver};
+use tabbify_api::mesh::{PeerRecord, Resolver};
 use tabbify_mesh::{
-    Config, DialError, Mesh, Path, PrivateKey, Relay, RelayLimits, RelayServer, RelayTls, Stream,
+    Config, Mesh, Path, PrivateKey, Relay, RelayLimits, RelayServer, RelayTls, Stream,
 };
 use tabbify_process::{Importance, Tasks};
-use tabbify_types::{APP_PORT, MeshKey};
+use tabbify_types::APP_PORT;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
@@ -21,11 +19,14 @@ use tokio_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 
 use crate::lab::Lab;
 use crate::place::Place;
+use crate::roster::Roster;
 use crate::{Extra, Fallible};
 
 /// LIMIT: until the relay carries, and until a direct path is there.
 const RELAY_WITHIN: Duration = Duration::from_secs(15);
 const DIRECT_WITHIN: Duration = Duration::from_secs(90);
+/// Three, and what the processing takes of a round trip of 100 ms.
+const TRIPS_MAX: f64 = 5.0;
 /// So long no direct path is found where none can be.
 const RELAY_STAYS: Duration = Duration::from_secs(3);
 const SERVER: [Ipv4Addr; 2] = [
@@ -34,33 +35,6 @@ const SERVER: [Ipv4Addr; 2] = [
 ];
 const SERVER_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 5, 0, 0, 0, 0, 2);
 const STUN_PORT: u16 = 3478;
-
-#[derive(Debug, Default)]
-struct Roster(Mutex<HashMap<MeshKey, PeerRecord>>);
-
-impl Roster {
-    fn put(&self, record: PeerRecord) {
-        let mut records = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        records.insert(record.key, record);
-    }
-
-    fn find(&self, wanted: impl Fn(&PeerRecord) -> bool) -> Option<PeerRecord> {
-        let records = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        records.values().find(|record| wanted(record)).cloned()
-    }
-}
-
-impl Resolver for Roster {
-    fn by_address(&self, address: Ipv6Addr) -> BoxFuture<'_, Result<PeerRecord, ResolveError>> {
-        let found = self.find(|record| record.addresses.contains(&address));
-        Box::pin(async move { found.ok_or(ResolveError::NoLease(address)) })
-    }
-
-    fn by_key(&self, key: MeshKey) -> BoxFuture<'_, Result<PeerRecord, ResolveError>> {
-        let found = self.find(|record| record.key == key);
-        Box::pin(async move { found.ok_or(ResolveError::UnknownKey(key)) })
-    }
-}
 
 /// An endpoint in its place, with a runtime whose threads are there too.
 struct End {
@@ -119,7 +93,7 @@ fn relay(place: &Place, roster: &Arc<Roster>, tasks: &Tasks) -> Fallible<(Arc<Ru
 fn end(
     place: &Place,
     n: u16,
-    is_v6: bool,
+    (is_v6, extra): (bool, Extra),
     relay: &Relay,
     roster: &Arc<Roster>,
     tasks: &Tasks,
@@ -139,23 +113,26 @@ fn end(
     } else {
         SocketAddr::from((SERVER[0], STUN_PORT))
     };
-    config.relays = vec![RelayServer {
-        key: relay.key(),
-        udp: Some(udp),
-        tls: (!is_v6).then(|| RelayTls {
-            address: (SERVER[0], 443).into(),
-            name: "relay.test".to_owned(),
-        }),
-    }];
+    config.ask_nat = extra == Extra::Mapped;
+    if extra != Extra::FarKnown {
+        config.relays = vec![RelayServer {
+            key: relay.key(),
+            udp: Some(udp),
+            tls: (!is_v6).then(|| RelayTls {
+                address: (SERVER[0], 443).into(),
+                name: "relay.test".to_owned(),
+            }),
+        }];
+    }
     if !is_v6 {
         config.stun = vec![(SERVER[1], STUN_PORT).into()];
     }
     // Nobody knows where it is but through the relay.
-    roster.put(PeerRecord {
-        key: config.key.public(),
-        addresses: vec![inner(n)],
-        endpoints: Vec::new(),
-    });
+    roster.put(PeerRecord::unrestricted(
+        config.key.public(),
+        vec![inner(n)],
+        Vec::new(),
+    ));
     place.run(move || {
         let runtime = runtime()?;
         let mesh = runtime.block_on(async { Mesh::bind(config, resolver, &tasks) })?;
@@ -201,15 +178,8 @@ struct Talk {
 impl Talk {
     /// Connects over whatever carries first.
     async fn begin(mesh: Mesh, other: Mesh) -> Fallible<Self> {
-        let (began, to) = (Instant::now(), SocketAddrV6::new(inner(2), APP_PORT, 0, 0));
-        let stream = loop {
-            match mesh.dial(to).await {
-                Ok(stream) => break stream,
-                // It is not known at its relay yet.
-                Err(DialError::Unreachable(_)) if began.elapsed() < RELAY_WITHIN => {}
-                Err(error) => return Err(error.into()),
-            }
-        };
+        let to = SocketAddrV6::new(inner(2), APP_PORT, 0, 0);
+        let stream = mesh.dial(to).await?;
         let slowest = Duration::ZERO;
         Ok(Self {
             mesh,
@@ -241,6 +211,22 @@ impl Talk {
         Err(format!("{:?} {:?}", self.mesh.peers(), self.other.peers()).into())
     }
 
+    /// How many round trips the first request took: that of WireGuard's handshake, that of TCP's, its
+    /// own. A packet that is lost costs half a second, which is five more.
+    async fn count(&mut self, first: Duration) -> Fallible<String> {
+        let mut fastest = Duration::MAX;
+        for _ in 0..10 {
+            fastest = fastest.min(ask(&mut self.stream).await?);
+        }
+        let trips = first.as_secs_f64() / fastest.as_secs_f64();
+        let said = format!("{trips:.2} round trips of {fastest:.1?}");
+        let stats = [self.mesh.stats(), self.other.stats()];
+        if trips < TRIPS_MAX && stats.iter().all(|stats| stats.handshakes == 1) {
+            return Ok(said);
+        }
+        Err(format!("{said} for the first request: {stats:?}").into())
+    }
+
     /// Sends a megabyte there and back.
     async fn pass(self) -> Fallible {
         let sent: Vec<u8> = (0..1_000_000_u32)
@@ -262,6 +248,43 @@ impl Talk {
     }
 }
 
+/// What came of a pair.
+#[derive(Debug, Default)]
+pub(crate) struct Report {
+    /// Until both were known at the relay.
+    known: Duration,
+    /// From the dial to the first answer.
+    first: Duration,
+    /// From the first answer until both sides were direct, if they were to be.
+    direct: Option<Duration>,
+    /// Of all answers until then.
+    slowest: Duration,
+    changes: u64,
+    more: String,
+}
+
+impl Report {
+    pub(crate) const HEADER: &str = "pair | known at the relay | first answer | direct after | \
+                                     slowest answer | changes of the path |";
+
+    /// As a row of the table.
+    pub(crate) fn row(&self, name: &str) -> String {
+        let direct = self.direct.map(|direct| format!("{direct:.1?}"));
+        let Self {
+            known,
+            first,
+            slowest,
+            changes,
+            more,
+            ..
+        } = self;
+        let direct = direct.unwrap_or_else(|| "relayed".to_owned());
+        format!(
+            "{name} | {known:.1?} | {first:.1?} | {direct} | {slowest:.1?} | {changes} | {more}"
+        )
+    }
+}
+
 /// What is asked of a pair, by the first of the two; `other` is the second.
 async fn story(
     mesh: Mesh,
@@ -269,11 +292,17 @@ async fn story(
     is_direct: bool,
     extra: Extra,
     cut: Cut,
-) -> Fallible<String> {
+) -> Fallible<Report> {
     let began = Instant::now();
     let mut talk = Talk::begin(mesh, other).await?;
     ask(&mut talk.stream).await?;
-    let first = began.elapsed();
+    let mut report = Report {
+        first: began.elapsed(),
+        ..Report::default()
+    };
+    if extra.is_far() {
+        report.more = talk.count(report.first).await?;
+    }
     // Where none can be, none is found in a while either.
     let most = if is_direct {
         DIRECT_WITHIN
@@ -282,11 +311,7 @@ async fn story(
     };
     let took = talk.until(true, most).await?;
     talk.expect(is_direct)?;
-    let mut report = if is_direct {
-        format!("direct after {took:.1?}")
-    } else {
-        "relayed".to_owned()
-    };
+    report.direct = is_direct.then_some(took);
     if extra == Extra::Broken {
         cut(true)?;
         let left = talk.until(false, DIRECT_WITHIN).await?;
@@ -294,26 +319,49 @@ async fn story(
         cut(false)?;
         let back = talk.until(true, DIRECT_WITHIN).await?;
         talk.expect(true)?;
-        report += &format!(", left after {left:.1?}, back after {back:.1?}");
+        report.more = format!("left after {left:.1?}, back after {back:.1?}");
     }
-    let (slowest, changes) = (talk.slowest, talk.mesh.peers()[0].changes);
+    (report.slowest, report.changes) = (talk.slowest, talk.mesh.peers()[0].changes);
     // The connection is the same, and whole.
     talk.pass().await?;
-    Ok(format!(
-        "first answer {first:.1?}, {report}, slowest {slowest:.1?}, {changes} changes"
-    ))
+    Ok(report)
 }
 
 type Cut = Box<dyn Fn(bool) -> Fallible + Send + Sync>;
 
+/// Waits until both can be reached: the first by its relay, the second by it too or where it says.
+async fn settle(ends: [&Mesh; 2], relay: &Relay, roster: &Roster, extra: Extra) -> Fallible {
+    let known = async {
+        if extra == Extra::FarKnown {
+            let mut candidates = ends[1].candidates();
+            let found = candidates
+                .wait_for(|found| !found.is_empty())
+                .await?
+                .clone();
+            let record = PeerRecord::unrestricted(ends[1].public_key(), vec![inner(2)], found);
+            roster.put(record);
+            return Fallible::Ok(());
+        }
+        while relay.stats().clients < 2 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        Ok(())
+    };
+    tokio::time::timeout(RELAY_WITHIN, known).await?
+}
+
 /// Brings both ends up and lets the first talk to the second.
-pub(crate) fn run(lab: &Lab, is_direct: bool, extra: Extra) -> Fallible<String> {
+pub(crate) fn run(lab: &Lab, is_direct: bool, extra: Extra) -> Fallible<Report> {
     let (roster, tasks) = (Arc::new(Roster::default()), Tasks::new());
-    let is_v6 = lab.is_v6();
     let (_server, relay) = relay(&lab.server, &roster, &tasks)?;
-    let [first, second] = &lab.hosts;
-    let node = end(first, 1, is_v6, &relay, &roster, &tasks)?;
-    let runner = end(second, 2, is_v6, &relay, &roster, &tasks)?;
+    let ([first, second], kind) = (&lab.hosts, (lab.is_v6(), extra));
+    let began = Instant::now();
+    let node = end(first, 1, kind, &relay, &roster, &tasks)?;
+    let runner = end(second, 2, kind, &relay, &roster, &tasks)?;
+    let (mesh, other) = (node.mesh, runner.mesh);
+    let settled = settle([&mesh, &other], &relay, &roster, extra);
+    node.runtime.block_on(settled)?;
+    let known = began.elapsed();
     let (cuts, told) = std::sync::mpsc::sync_channel::<bool>(1);
     let (done, obeyed) = std::sync::mpsc::sync_channel::<Result<(), String>>(1);
     let obeyed = Mutex::new(obeyed);
@@ -322,7 +370,6 @@ pub(crate) fn run(lab: &Lab, is_direct: bool, extra: Extra) -> Fallible<String> 
         let obeyed = obeyed.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(obeyed.recv()??)
     });
-    let (mesh, other) = (node.mesh, runner.mesh);
     let runtime = Arc::clone(&node.runtime);
     let story = first.start(move || runtime.block_on(story(mesh, other, is_direct, extra, cut)))?;
     // The laboratory is not the story's to touch: it asks for it.
@@ -330,9 +377,9 @@ pub(crate) fn run(lab: &Lab, is_direct: bool, extra: Extra) -> Fallible<String> 
         done.send(lab.cut(cut).map_err(|error| error.to_string()))?;
     }
     let report = story.recv()?;
-    if let (Err(_), stats) = (&report, relay.stats()) {
-        return report.map_err(|error| format!("{error}; {stats:?}").into());
+    let report = report.map_err(|error| format!("{error}; {:?}", relay.stats()))?;
+    if let Some(failure) = tasks.failure() {
+        return Err(failure.into());
     }
-    let failure = tasks.failure();
-    failure.map_or(report, |failure| Err(failure.into()))
+    Ok(Report { known, ..report })
 }

@@ -7,11 +7,19 @@
 //! host ─ [home NAT ─] NAT ─┘
 //! ```
 
+use std::process::Command;
 use std::time::Duration;
 
-use crate::place::Place;
+use tempfile::TempDir;
+
+use crate::place::{Daemon, Place, Unavailable};
 use crate::wire::Weather;
 use crate::{Extra, Fallible};
+
+/// One way; both sides have such a cable, so that a round trip between them is four times this.
+const FAR: Duration = Duration::from_millis(25);
+/// Where the NAT that gives ports is seen: it gives none of networks that are for examples.
+const GIVEN: &str = "11.22.33.2";
 
 /// What a host is behind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +48,14 @@ pub(crate) struct Lab {
     pub(crate) hosts: [Place; 2],
     router: Place,
     is_v6: bool,
+    _giver: Option<Giver>,
     _gateways: Vec<Place>,
+}
+
+/// A real UPnP, PCP and NAT-PMP daemon, and its files.
+struct Giver {
+    _daemon: Daemon,
+    _files: TempDir,
 }
 
 impl Lab {
@@ -54,6 +69,10 @@ impl Lab {
         )?;
         server.ip("route add default via 198.51.100.1")?;
         server.ip("-6 route add default via 2001:db8:5::1")?;
+        if a == Kind::Six {
+            router.await_link("server")?;
+            server.await_link("wan")?;
+        }
         let hosts = [Place::new("host1")?, Place::new("host2")?];
         let mut gateways = Vec::new();
         if extra == Extra::Beside {
@@ -67,11 +86,16 @@ impl Lab {
                 gateways.extend(settle(&router, host, n, kind, extra)?);
             }
         }
+        let giver = match (extra, gateways.first()) {
+            (Extra::Mapped, Some(nat)) => Some(give(&router, nat)?),
+            _ => None,
+        };
         Ok(Self {
             server,
             hosts,
             router,
             is_v6: a == Kind::Six,
+            _giver: giver,
             _gateways: gateways,
         })
     }
@@ -101,13 +125,26 @@ fn settle(router: &Place, host: &Place, n: u8, kind: Kind, extra: Extra) -> Fall
     let near = format!("side{n} 203.0.113.{}/28", 16 * n + 1);
     match kind {
         Kind::Open => {
-            router.cable(&near, host, &format!("wan 203.0.113.{}/28", 16 * n + 2))?;
+            let far = format!("wan 203.0.113.{}/28", 16 * n + 2);
+            if extra.is_far() {
+                let weather = Weather {
+                    delay: FAR,
+                    loss: 0,
+                    reorder: 0,
+                    bytes_per_second: 12_500_000,
+                };
+                router.bad_cable(&near, host, &far, weather)?;
+            } else {
+                router.cable(&near, host, &far)?;
+            }
             host.ip(&format!("route add default via 203.0.113.{}", 16 * n + 1))?;
             Ok(Vec::new())
         }
         Kind::Six => {
             let near = format!("side{n} 2001:db8:{n}::1/64");
             router.cable(&near, host, &format!("wan 2001:db8:{n}::2/64"))?;
+            router.await_link(&format!("side{n}"))?;
+            host.await_link("wan")?;
             host.ip(&format!("-6 route add default via 2001:db8:{n}::1"))?;
             Ok(Vec::new())
         }
@@ -149,6 +186,44 @@ fn gateway(router: &Place, n: u8, kind: Kind, extra: Extra) -> Fallible<Place> {
     nat.ip(&format!("route add default via 203.0.113.{}", 16 * n + 1))?;
     nat.nft(&rules(kind))?;
     Ok(nat)
+}
+
+/// Makes the first side's NAT give ports to who asks.
+fn give(router: &Place, nat: &Place) -> Fallible<Giver> {
+    router.ip("addr add 11.22.33.1/29 dev side1")?;
+    nat.ip(&format!("addr add {GIVEN}/29 dev wan"))?;
+    nat.nft(
+        "table inet filter {
+            chain forward { type filter hook forward priority 0; policy accept; jump given; }
+            chain given { }
+            chain prerouting { type nat hook prerouting priority -100; policy accept;
+                jump pre_given; }
+            chain postrouting { type nat hook postrouting priority 100; policy accept;
+                jump post_given; }
+            chain pre_given { }
+            chain post_given { }
+        }\n",
+    )?;
+    let files = tempfile::tempdir()?;
+    let configuration = files.path().join("miniupnpd.conf");
+    let text = format!(
+        "ext_ifname=wan\nlistening_ip=lan1\next_ip={GIVEN}\nenable_natpmp=yes\nenable_upnp=no\n\
+         min_lifetime=120\nmax_lifetime=86400\nuuid=00000000-0000-0000-0000-000000000001\n\
+         upnp_forward_chain=given\nupnp_nat_chain=pre_given\nupnp_nat_postrouting_chain=post_given\n\
+         allow 1024-65535 192.168.1.0/24 1024-65535\ndeny 0-65535 0.0.0.0/0 0-65535\n"
+    );
+    std::fs::write(&configuration, text)?;
+    let program = ["/usr/sbin/miniupnpd", "/usr/local/sbin/miniupnpd"]
+        .into_iter()
+        .find(|program| std::fs::exists(program).is_ok_and(|exists| exists))
+        .ok_or_else(|| Unavailable("miniupnpd is missing".to_owned()))?;
+    let mut command = Command::new(program);
+    command.arg("-d").arg("-f").arg(&configuration);
+    command.arg("-P").arg(files.path().join("pid"));
+    Ok(Giver {
+        _daemon: nat.spawn(command)?,
+        _files: files,
+    })
 }
 
 /// Puts a host behind a NAT, on its `n`th port. Every home has the same addresses.

@@ -1,5 +1,6 @@
 //! The NAT matrix: real namespaces, real NATs (veth and nftables), two endpoints and a relay. Each pair
-//! is a test of its own, in a process of its own; what cannot run here says so by name.
+//! is a test of its own, in a process of its own; what cannot run here says so by name. Run all in one
+//! (`cargo test -p tabbify-mesh --test nat`), they print a table.
 //!
 //! `TABBIFY_TEST_LENGTH=long` has all pairs, else those that differ.
 #![expect(
@@ -11,6 +12,8 @@
 mod ends;
 mod lab;
 mod place;
+#[path = "../common/roster.rs"]
+mod roster;
 mod wire;
 
 use std::process::{Command, ExitCode};
@@ -62,6 +65,18 @@ enum Extra {
     Impaired,
     /// The direct path breaks, and comes back.
     Broken,
+    /// Far from each other; the round trips of the first request are counted.
+    Far,
+    /// The same without a relay: the address of the second is known.
+    FarKnown,
+    /// The first's NAT gives a port when it is asked (PCP).
+    Mapped,
+}
+
+impl Extra {
+    const fn is_far(self) -> bool {
+        matches!(self, Self::Far | Self::FarKnown)
+    }
 }
 
 impl Case {
@@ -81,8 +96,9 @@ impl Case {
     /// Whether a direct path can be had.
     fn is_direct(self) -> bool {
         let blocked = self.a == Kind::Blocked || self.b == Kind::Blocked;
-        let hard = self.a == Kind::Symmetric && self.b == Kind::Symmetric;
-        !blocked && !hard
+        let both = self.a == Kind::Symmetric && self.b == Kind::Symmetric;
+        let hopeless = both && self.extra != Extra::Mapped;
+        !blocked && !hopeless
     }
 }
 
@@ -106,6 +122,13 @@ fn cases() -> Vec<Case> {
     for extra in [Extra::Beside, Extra::Impaired, Extra::Broken] {
         cases.push(Case { extra, ..easy });
     }
+    let open = Case::pair(Kind::Open, Kind::Open);
+    for extra in [Extra::Far, Extra::FarKnown] {
+        cases.push(Case { extra, ..open });
+    }
+    let extra = Extra::Mapped;
+    let hopeless = Case::pair(Kind::Symmetric, Kind::Symmetric);
+    cases.push(Case { extra, ..hopeless });
     cases
 }
 
@@ -118,7 +141,7 @@ fn run(case: Case) -> Fallible<String> {
         Err(error) => return Err(error),
     };
     let report = ends::run(&lab, case.is_direct(), case.extra)?;
-    Ok(format!("{}: {report}", case.name()))
+    Ok(report.row(&case.name()))
 }
 
 /// What libtest says to `--list`, and one test per call otherwise, as nextest wants it; all of them,
@@ -156,6 +179,7 @@ fn main() -> ExitCode {
             }
         };
     }
+    eprintln!("{}", ends::Report::HEADER);
     let mut failed = 0;
     for case in chosen {
         let program = std::env::current_exe().expect("a program knows where it is");

@@ -2,10 +2,12 @@
 
 use std::io::Write as _;
 use std::os::fd::OwnedFd;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
+use nix::net::if_::InterfaceFlags;
 use nix::sched::{CloneFlags, unshare};
 
 use crate::Fallible;
@@ -64,6 +66,7 @@ impl Place {
             thread: Some(thread),
         };
         place.ip("link set lo up")?;
+        place.run(trust_addresses)?;
         Ok(place)
     }
 
@@ -132,6 +135,15 @@ impl Place {
         Ok(())
     }
 
+    /// Starts a program in there.
+    pub(crate) fn spawn(&self, mut command: Command) -> Fallible<Daemon> {
+        let name = command.get_program().to_string_lossy().into_owned();
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        let child = self.run(move || command.stderr(Stdio::null()).spawn())?;
+        let child = child.map_err(|error| Unavailable(format!("{name}: {error}")))?;
+        Ok(Daemon(child))
+    }
+
     /// Lets it pass packets on.
     pub(crate) fn forward(&self) -> Fallible {
         self.run(|| {
@@ -165,6 +177,27 @@ impl Place {
         there.furnish(other)
     }
 
+    /// Waits until the kernel takes a device for connected, which it looks for once a second: until
+    /// then it asks nobody on it for an IPv6 neighbour.
+    #[expect(clippy::disallowed_methods, reason = "nobody tells when it is")]
+    pub(crate) fn await_link(&self, name: &str) -> Fallible {
+        let wanted = name.to_owned();
+        let is_up = self.run(move || {
+            (0..1000).any(|_| {
+                std::thread::sleep(Duration::from_millis(5));
+                let mut interfaces = nix::ifaddrs::getifaddrs().into_iter().flatten();
+                interfaces.any(|interface| {
+                    interface.interface_name == wanted
+                        && interface.flags.contains(InterfaceFlags::IFF_RUNNING)
+                })
+            })
+        })?;
+        if is_up {
+            return Ok(());
+        }
+        Err(format!("{}: {name} is never connected", self.name).into())
+    }
+
     fn tun(&self, end: &str) -> Fallible<OwnedFd> {
         let name = device(end).to_owned();
         let tun = self.run(move || wire::tun(&name))?;
@@ -182,8 +215,30 @@ impl Place {
     }
 }
 
+/// Lets nobody look for two seconds whether somebody else has its address: a router without a
+/// link-local one asks nobody where they are, and so passes nothing on over IPv6 meanwhile.
+fn trust_addresses() {
+    for interfaces in ["all", "default"] {
+        for setting in ["accept_dad", "dad_transmits"] {
+            let path = format!("/proc/sys/net/ipv6/conf/{interfaces}/{setting}");
+            // Where there is no IPv6, giving addresses says so.
+            let _ = std::fs::write(path, "0");
+        }
+    }
+}
+
 fn device(end: &str) -> &str {
     end.split_ascii_whitespace().next().unwrap_or_default()
+}
+
+/// A program that ends with its laboratory.
+pub(crate) struct Daemon(Child);
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 impl Drop for Place {

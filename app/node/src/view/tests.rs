@@ -14,6 +14,8 @@ use tabbify_types::{
 
 use super::*;
 
+mod scale;
+
 fn app_id(n: u8) -> AppId {
     format!("0191e7c2-1111-7222-8333-4444555566{n:02x}")
         .parse()
@@ -425,14 +427,80 @@ fn a_switch_is_noticed() {
     };
     history.add("main", app_id(1), AppStopRequested { of, drain_ms: 1 });
     let noticed: Vec<Noticed> = history.0.iter().map(|e| view.apply(e).unwrap()).collect();
-    let shifts = noticed
-        .iter()
-        .filter(|n| **n == Noticed::Switched(app_id(1)))
-        .count();
+    let switched = noticed.into_iter().filter_map(|noticed| match noticed {
+        Noticed::Switched(app, replicas) if app == app_id(1) => Some(replicas),
+        _ => None,
+    });
+    let (one, two) = (Replicas::One(InstanceId(1)), Replicas::One(InstanceId(2)));
     assert_eq!(
-        shifts, 3,
-        "two shifts and the stop of what they left behind"
+        switched.collect::<Vec<_>>(),
+        [one, two.clone(), two],
+        "two shifts, and the stop of what they left behind"
     );
+}
+
+#[test]
+fn who_gets_requests() {
+    let app = app_id(7);
+    let mut history = History::default();
+    history.registered("main", app, "many");
+    let shift = TrafficShifted {
+        app,
+        deploy: deploy_id(1),
+        version: VersionNumber(1),
+        instances: [1, 2, 3].map(InstanceId).to_vec(),
+        primary: InstanceId(1),
+    };
+    let of = |n| InstanceRef {
+        app,
+        instance: InstanceId(n),
+    };
+    let failed = AppFailed {
+        of: of(2),
+        reason: FailureReason::Exited,
+        detail: String::new(),
+        log_tail: String::new(),
+    };
+    let replicas = |history: &History| history.view().app(app).unwrap().replicas();
+    let of_numbers = |numbers: &[u32]| Replicas::of(numbers.iter().copied().map(InstanceId));
+    assert_eq!(replicas(&history), Replicas::Unknown);
+    history.add("main", app, shift.clone());
+    assert_eq!(replicas(&history), of_numbers(&[1, 2, 3]));
+    history.add("main", app, failed);
+    assert_eq!(replicas(&history), of_numbers(&[1, 3]));
+    // What belongs to no traffic changes nothing, and neither does the health of who was not meant.
+    history.add(
+        "main",
+        app,
+        AppStopRequested {
+            of: of(9),
+            drain_ms: 1,
+        },
+    );
+    history.add("main", app, AppHealthy { of: of(9) });
+    assert_eq!(replicas(&history), of_numbers(&[1, 3]));
+    history.add(
+        "main",
+        app,
+        AppStopRequested {
+            of: of(1),
+            drain_ms: 1,
+        },
+    );
+    assert_eq!(replicas(&history), of_numbers(&[3]), "it is draining");
+    assert!(
+        history
+            .view()
+            .app(app)
+            .unwrap()
+            .view(&urls())
+            .serving
+            .is_some()
+    );
+    history.add("main", app, AppStopped { of: of(3) });
+    assert_eq!(replicas(&history), Replicas::Unknown);
+    history.add("main", app, shift);
+    assert_eq!(replicas(&history), of_numbers(&[1, 2, 3]), "a new switch");
 }
 
 proptest! {

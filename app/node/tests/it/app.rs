@@ -16,6 +16,7 @@ use hyper_util::rt::TokioIo;
 use tabbify_api::BoxFuture;
 use tabbify_process::{Importance, Tasks};
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 
 pub(crate) type Body = UnsyncBoxBody<Bytes, anyhow::Error>;
 pub(crate) type Handler =
@@ -27,6 +28,7 @@ pub(crate) struct App {
     pub(crate) address: SocketAddr,
     connections: Arc<AtomicUsize>,
     requests: Arc<AtomicUsize>,
+    dead: CancellationToken,
 }
 
 impl App {
@@ -38,6 +40,11 @@ impl App {
     /// How many requests it has got.
     pub(crate) fn requests(&self) -> usize {
         self.requests.load(Ordering::SeqCst)
+    }
+
+    /// Ends it as a crash would: what it was doing is lost, and nobody listens any more.
+    pub(crate) fn kill(&self) {
+        self.dead.cancel();
     }
 
     /// Serves `handler`.
@@ -52,13 +59,16 @@ impl App {
             address: listener.local_addr()?,
             connections: Arc::default(),
             requests: Arc::default(),
+            dead: CancellationToken::new(),
         };
         let (counts, children) = (app.clone(), tasks.clone());
         tasks.spawn("app", Importance::Detached, async move {
-            while let Ok((stream, _)) = listener.accept().await {
+            let dead = counts.dead.clone();
+            while let Some(Ok((stream, _))) = dead.run_until_cancelled(listener.accept()).await {
                 counts.connections.fetch_add(1, Ordering::SeqCst);
                 let _ = stream.set_nodelay(true);
                 let (handler, counts) = (Arc::clone(&handler), counts.clone());
+                let dead = counts.dead.clone();
                 children.spawn("app connection", Importance::Detached, async move {
                     let service = service_fn(move |request| {
                         counts.requests.fetch_add(1, Ordering::SeqCst);
@@ -68,7 +78,7 @@ impl App {
                     let connection = hyper::server::conn::http1::Builder::new()
                         .serve_connection(TokioIo::new(stream), service)
                         .with_upgrades();
-                    let _ = connection.await;
+                    let _ = dead.run_until_cancelled(connection).await;
                 });
             }
         });

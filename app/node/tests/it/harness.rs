@@ -19,12 +19,12 @@ use tabbify_api::auth::{
 use tabbify_api::log::{Append, EventLog, Line, LogAccess, LogScope};
 use tabbify_api::logs::{AppLogs, LogLine, LogQuery, LogReader, LogsError};
 use tabbify_log::{Log, Options};
-use tabbify_node::{Config, Deps, Dial, DialError, Server, Stream};
+use tabbify_node::{Config, Deps, Dial, DialError, PoolWatch, Server, Stream};
 use tabbify_process::{Importance, SystemClock, Tasks};
 use tabbify_types::event::v1::TrafficShifted;
 use tabbify_types::{
-    APP_PORT, AppId, AppUla, DeployId, Digest, Event, InstanceId, MeshKey, NewEvent, Segment,
-    SegmentGlob, Tenant, Timestamp, VersionNumber,
+    APP_PORT, AppId, AppUla, DeployId, Digest, Event, InstanceId, InstanceUla, MeshKey, NewEvent,
+    Segment, SegmentGlob, Tenant, Timestamp, VersionNumber,
 };
 use tempfile::TempDir;
 use tokio::net::TcpStream;
@@ -196,20 +196,47 @@ fn issued(token: &str) -> IssuedToken {
     }
 }
 
-/// The mesh: app addresses that lead to TCP ports.
+/// The mesh: addresses of apps and instances that lead to TCP ports. An instance without a port of its
+/// own answers where its app does.
 #[derive(Debug, Default)]
-pub(crate) struct Mesh(Mutex<HashMap<Ipv6Addr, SocketAddr>>);
+pub(crate) struct Mesh(Mutex<HashMap<Ipv6Addr, Leads>>);
+
+/// Where an address leads.
+#[derive(Debug, Clone, Copy)]
+enum Leads {
+    To(SocketAddr),
+    /// To somebody who says nothing at all.
+    Astray,
+}
+
+impl Mesh {
+    fn leads(&self, address: Ipv6Addr) -> Option<Leads> {
+        let known = lock(&self.0);
+        let of_app = || {
+            InstanceUla::try_from(address).ok()?;
+            let [a, b, c, d, e, ..] = address.segments();
+            known.get(&Ipv6Addr::new(a, b, c, d, e, 0, 0, 1)).copied()
+        };
+        known.get(&address).copied().or_else(of_app)
+    }
+}
 
 impl Dial for Mesh {
     fn dial(&self, address: SocketAddrV6) -> BoxFuture<'_, Result<Box<dyn Stream>, DialError>> {
         Box::pin(async move {
-            let leads_to = lock(&self.0).get(address.ip()).copied();
-            let port = leads_to.ok_or(DialError::NoLease(address))?;
             assert_eq!(address.port(), APP_PORT, "the runner's port");
+            let port = match self.leads(*address.ip()) {
+                Some(Leads::To(port)) => port,
+                Some(Leads::Astray) => std::future::pending().await,
+                None => return Err(DialError::NoLease(address)),
+            };
             let stream = TcpStream::connect(port).await;
-            let stream = stream.map_err(|error| DialError::Unreachable {
-                address,
-                source: Some(error.into()),
+            let stream = stream.map_err(|error| match error.kind() {
+                std::io::ErrorKind::ConnectionRefused => DialError::Refused(address),
+                _ => DialError::Unreachable {
+                    address,
+                    source: Some(error.into()),
+                },
             })?;
             let _ = stream.set_nodelay(true);
             Ok(Box::new(stream) as Box<dyn Stream>)
@@ -305,6 +332,7 @@ pub(crate) struct Platform {
     pub(crate) store: Arc<dyn ObjectStore>,
     pub(crate) mesh: Arc<Mesh>,
     pub(crate) words: Arc<Words>,
+    pub(crate) pool: PoolWatch,
     log: Option<Arc<Log>>,
     wire: Arc<Wire>,
     events: Arc<dyn EventLog>,
@@ -366,6 +394,7 @@ impl Platform {
         };
         let server = Server::bind(config, deps).await?;
         let (node, shutdown) = (server.addr(), CancellationToken::new());
+        let pool = server.pool();
         let running = server.run(shutdown.clone());
         tasks.spawn("node", Importance::Detached, running);
         Ok(Self {
@@ -374,6 +403,7 @@ impl Platform {
             store,
             mesh,
             words,
+            pool,
             log: Some(log),
             wire,
             events,
@@ -472,7 +502,13 @@ impl Platform {
 
     /// Appends what another role would.
     pub(crate) async fn append(&self, app: AppId, event: Event) -> Result<()> {
-        let event = NewEvent::new(Segment::apps(&Tenant::main()), app, &event)?;
+        let segment = Segment::apps(&Tenant::main());
+        self.append_at(&segment, &app.to_string(), event).await
+    }
+
+    /// The same, in any segment and under any key.
+    pub(crate) async fn append_at(&self, segment: &Segment, key: &str, event: Event) -> Result<()> {
+        let event = NewEvent::new(segment.clone(), key, &event)?;
         let appended = self.events.append(Append::of(vec![event])).await?;
         until("the node sees the event", async || {
             let health = self
@@ -486,19 +522,32 @@ impl Platform {
 
     /// Traffic of `app` goes to `instance`.
     pub(crate) async fn shift(&self, app: AppId, version: u32, instance: u32) -> Result<()> {
+        self.shift_to(app, version, &[instance]).await
+    }
+
+    /// Traffic of `app` goes to `instances`, of which the first is the primary.
+    pub(crate) async fn shift_to(&self, app: AppId, version: u32, to: &[u32]) -> Result<()> {
         let event = TrafficShifted {
             app,
             deploy: DeployId::mint(),
             version: VersionNumber(version),
-            instances: vec![InstanceId(instance)],
-            primary: InstanceId(instance),
+            instances: to.iter().copied().map(InstanceId).collect(),
+            primary: InstanceId(to[0]),
         };
         self.append(app, event.into()).await
     }
 
     /// New connections to `app` end at `at`.
     pub(crate) fn leads_to(&self, app: AppId, at: &App) {
-        lock(&self.mesh.0).insert(AppUla::derive(app).addr(), at.address);
+        let address = AppUla::derive(app).addr();
+        lock(&self.mesh.0).insert(address, Leads::To(at.address));
+    }
+
+    /// New connections to the instance end at `at`, or nowhere.
+    pub(crate) fn instance_leads_to(&self, app: AppId, instance: u32, at: Option<&App>) {
+        let address = InstanceUla::derive(app, InstanceId(instance)).addr();
+        let leads = at.map_or(Leads::Astray, |at| Leads::To(at.address));
+        lock(&self.mesh.0).insert(address, leads);
     }
 
     /// A registered app with a published version that `at` serves.

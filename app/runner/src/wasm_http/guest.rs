@@ -1,7 +1,9 @@
-//! What one instance of the app has: its memory, its resources, its output, and no way out.
+//! What one instance of the app has: its memory, its resources, its output, and no way out but to other
+//! apps.
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use tabbify_api::logs::Stream;
 use wasmtime::component::ResourceTable;
@@ -12,6 +14,8 @@ use wasmtime_wasi_http::{
 };
 
 use super::memory::Memory;
+use super::meter::Meter;
+use super::neighbors::{self, Answered, Neighbors, NotSent};
 use crate::output::{Output, Printer};
 
 /// LIMIT: resources (streams, bodies, headers, …) that a guest may hold at a time. Each has a part
@@ -47,7 +51,12 @@ impl fmt::Debug for Guest {
 
 impl Guest {
     /// An instance with these variables, no arguments, no files, no sockets and no names.
-    pub(super) fn new(env: &BTreeMap<String, String>, output: &Output, memory: Memory) -> Self {
+    pub(super) fn new(
+        env: &BTreeMap<String, String>,
+        output: &Output,
+        memory: Memory,
+        egress: Egress,
+    ) -> Self {
         let printers = [Stream::Stdout, Stream::Stderr].map(|stream| output.printer(stream));
         let mut wasi = WasiCtx::builder();
         wasi.stdout(printers[0].clone())
@@ -67,7 +76,7 @@ impl Guest {
             wasi: wasi.build(),
             http,
             table,
-            egress: Egress(output.clone()),
+            egress,
             printers,
             memory,
         }
@@ -104,27 +113,51 @@ impl WasiHttpView for Guest {
     }
 }
 
-/// The way out, which is closed: `[network] egress` is read by a later release.
-struct Egress(Output);
+/// The way out: to other apps, by name. All else is closed: `[network] egress` is read by a later release.
+pub(super) struct Egress {
+    output: Output,
+    neighbors: Neighbors,
+    meter: Arc<Meter>,
+}
 
-type Sent = wasmtime_wasi_http::Result<(
-    http::Response<WasiBody>,
-    Box<dyn Future<Output = wasmtime_wasi_http::Result<()>> + Send>,
-)>;
+impl Egress {
+    /// For one instance, whose `meter` sees what moves.
+    pub(super) fn new(output: &Output, neighbors: &Neighbors, meter: &Arc<Meter>) -> Self {
+        Self {
+            output: output.clone(),
+            neighbors: neighbors.clone(),
+            meter: Arc::clone(meter),
+        }
+    }
+}
+
+type Sent = wasmtime_wasi_http::Result<Answered>;
 
 impl WasiHttpHooks for Egress {
     fn send_request(
         &mut self,
         request: http::Request<WasiBody>,
-        _: Option<RequestOptions>,
+        options: Option<RequestOptions>,
         _: Box<dyn Future<Output = Result<(), Error>> + Send>,
     ) -> Box<dyn Future<Output = Sent> + Send> {
-        let output = self.0.clone();
+        let (output, neighbors) = (self.output.clone(), self.neighbors.clone());
+        let meter = Arc::clone(&self.meter);
         Box::new(async move {
             let host = request.uri().authority().map_or("", |host| host.as_str());
-            let line = format!("tabbify: blocked {host}. Add it to [network] egress.");
-            output.platform(&line).await;
-            Err(Error::HttpRequestDenied)
+            let host = host.to_owned();
+            if !neighbors::is_meant(request.uri()) {
+                let line = format!("tabbify: blocked {host}. Add it to [network] egress.");
+                output.platform(&line).await;
+                return Err(Error::HttpRequestDenied);
+            }
+            match neighbors.send(request, options, meter).await {
+                Ok(answered) => Ok(answered),
+                Err(NotSent { code, why }) => {
+                    let line = format!("tabbify: {host} was not reached: {why}");
+                    output.platform(&line).await;
+                    Err(code)
+                }
+            }
         })
     }
 

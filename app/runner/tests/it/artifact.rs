@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use tabbify_api::artifact::{ARTIFACT_FILE, Artifact, ArtifactFile, file_key};
-use tabbify_api::runner::Boot;
-use tabbify_runner::artifact::fetch;
+use tabbify_api::runner::{Boot, Failure};
+use tabbify_runner::artifact::open_directory;
 use tabbify_types::event::v1::{FailureReason, InstanceRef};
 use tabbify_types::{AppId, DeployId, Digest, Epoch, InstanceId, SlotId, VersionNumber};
 
@@ -58,8 +59,13 @@ pub(crate) fn boot(directory: &Path, app: AppId, artifact: Digest) -> anyhow::Re
         cache: directory.join("cache"),
         underlay: ([127, 0, 0, 1], 0).into(),
         peers: vec![],
+        coordinator: None,
         secret: String::new(),
     })
+}
+
+async fn fetch(boot: &Boot) -> Result<Bytes, Failure> {
+    tabbify_runner::artifact::fetch(boot, &open_directory(&boot.store)?).await
 }
 
 #[tokio::test]
@@ -92,7 +98,7 @@ async fn what_was_published_and_nothing_else() {
         ),
         (
             with(|b| b.store = "s3://bucket".into()),
-            "is not a file:///… URL",
+            "is neither a file:///… URL",
         ),
         (
             with(|b| b.store = "file:///nowhere/at/all".into()),

@@ -6,6 +6,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use proptest::prelude::*;
+use tabbify_api::coordinator::Spawn;
 use tabbify_api::runner::{Answer, LINE_LEN_MAX, Request, StateName};
 use tabbify_process::{Importance, Tasks};
 use tabbify_runner::control::Control;
@@ -17,6 +18,7 @@ use tabbify_types::event::v1::InstanceRef;
 use tabbify_types::{AppId, InstanceId, MeshKey};
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader};
 use tokio::io::{DuplexStream, duplex};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::harness::watched;
@@ -78,6 +80,7 @@ fn proof(secret: &[u8; 32], context: &[u8], nonce: &[u8; 32]) -> String {
 }
 
 struct Fixture {
+    given: mpsc::Receiver<Spawn>,
     control: Arc<Control>,
     tasks: Tasks,
 }
@@ -93,15 +96,18 @@ fn fixture() -> anyhow::Result<Fixture> {
         underlay: ([127, 0, 0, 1], 5).into(),
     };
     let traffic = Traffic::new(10);
+    let (tickets, given) = mpsc::channel(1);
     let secret = Secret::from_text(&URL_SAFE_NO_PAD.encode(SECRET));
     let control = Control {
         secret: secret.ok_or_else(|| anyhow::anyhow!("the secret is 32 bytes"))?,
         state: Arc::new(State::new(identity, traffic.clone())),
         traffic,
         peers: Arc::new(Peers::default()),
+        tickets: Some(tickets),
         stop: CancellationToken::new(),
     };
     Ok(Fixture {
+        given,
         control: Arc::new(control),
         tasks: Tasks::new(),
     })
@@ -152,6 +158,30 @@ async fn who_knows_the_secret_is_answered() {
     assert!(!fixture.control.stop.is_cancelled());
     assert_eq!(caller.ask(&Request::Stop).await.unwrap(), Answer::Done);
     watched(fixture.control.stop.cancelled()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_spawn_ticket_is_taken_once_when_it_is_wanted() {
+    let mut fixture = fixture().unwrap();
+    let mut caller = fixture.call();
+    caller.hello().await.unwrap();
+    let ticket = Request::Spawn(Spawn {
+        certificate: "certificate".to_owned(),
+        ticket: "ticket".to_owned(),
+    });
+    let refused = |answer: &Answer| matches!(answer, Answer::Refused { .. });
+    let state = Arc::clone(&fixture.control.state);
+    assert!(
+        refused(&caller.ask(&ticket).await.unwrap()),
+        "it wants none"
+    );
+    state.unleased();
+    assert_eq!(caller.ask(&ticket).await.unwrap(), Answer::Done);
+    assert_eq!(state.status().state, StateName::Starting);
+    assert!(refused(&caller.ask(&ticket).await.unwrap()), "it has one");
+    assert_eq!(fixture.given.recv().await.unwrap().ticket, "ticket");
+    state.unleased();
+    assert_eq!(caller.ask(&ticket).await.unwrap(), Answer::Done, "another");
 }
 
 #[tokio::test]

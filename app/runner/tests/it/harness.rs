@@ -21,8 +21,9 @@ use tabbify_runner::runtime::{self, Start};
 use tabbify_runner::server::Server;
 use tabbify_runner::traffic::Traffic;
 use tabbify_runner::wasm_http::Limits;
+use tabbify_runner::wasm_http::neighbors::Neighbors;
 use tabbify_types::event::v1::{RunConfig, RuntimeKind};
-use tabbify_types::{ByteSize, InstanceId};
+use tabbify_types::{AppId, ByteSize, InstanceId};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -39,6 +40,7 @@ pub(crate) type Client = http1::SendRequest<ClientBody>;
 pub(crate) struct App {
     pub(crate) traffic: Traffic,
     pub(crate) tasks: Tasks,
+    pub(crate) server: Server,
     address: SocketAddr,
     output: Output,
     logs: tempfile::TempDir,
@@ -71,6 +73,17 @@ pub(crate) async fn start(
     run: RunConfig,
     limits: Limits,
 ) -> anyhow::Result<Result<App, Failure>> {
+    let neighbors = Neighbors::none(AppId::mint());
+    start_among(neighbors, entry, run, limits).await
+}
+
+/// The same, with ways to other apps.
+pub(crate) async fn start_among(
+    neighbors: Neighbors,
+    entry: Bytes,
+    run: RunConfig,
+    limits: Limits,
+) -> anyhow::Result<Result<App, Failure>> {
     let tasks = Tasks::new();
     let logs = tempfile::tempdir()?;
     let output = Output::open(logs.path(), InstanceId(1), Arc::new(SystemClock), &tasks)?;
@@ -81,12 +94,14 @@ pub(crate) async fn start(
         output: output.clone(),
         tasks: tasks.clone(),
         limits,
+        neighbors,
     };
     let runtime = match runtime::start(start).await {
         Ok(runtime) => runtime,
         Err(failure) => return Ok(Err(failure)),
     };
     let server = Server::new(runtime, traffic.clone());
+    let serving = server.clone();
     let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
     let address = listener.local_addr()?;
     let owner = tasks.clone();
@@ -99,6 +114,7 @@ pub(crate) async fn start(
     Ok(Ok(App {
         traffic,
         tasks,
+        server: serving,
         address,
         output,
         logs,

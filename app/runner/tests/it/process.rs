@@ -67,11 +67,7 @@ impl Site {
         let host = HostUla::new(1, 1).addr();
         let mut boot = boot(dir.path(), app, announced(digest))?;
         boot.secret = URL_SAFE_NO_PAD.encode(SECRET);
-        boot.peers = vec![PeerRecord {
-            key: key.public(),
-            addresses: vec![host],
-            endpoints: vec![],
-        }];
+        boot.peers = vec![PeerRecord::unrestricted(key.public(), vec![host], vec![])];
         let (tasks, known) = (Tasks::new(), Arc::new(Peers::default()));
         let config = Config::new(key, vec![host], ([127, 0, 0, 1], 0).into());
         let node = Mesh::bind(config, Arc::clone(&known) as _, &tasks)?;
@@ -120,14 +116,14 @@ impl Site {
         let Answer::Status(status) = caller.ask(&Request::Wait { seen }).await? else {
             bail!("not a status");
         };
-        self.known.set(vec![PeerRecord {
-            key: status.key,
-            addresses: vec![
+        self.known.set(vec![PeerRecord::unrestricted(
+            status.key,
+            vec![
                 AppUla::derive(self.app).addr(),
                 InstanceUla::derive(self.app, InstanceId(1)).addr(),
             ],
-            endpoints: vec![status.underlay],
-        }]);
+            vec![status.underlay],
+        )]);
         Ok(status)
     }
 

@@ -17,6 +17,7 @@ pub(crate) enum Package {
     Loop,
     Memory,
     NoHandler,
+    Ask,
 }
 
 impl Package {
@@ -27,6 +28,7 @@ impl Package {
             Self::Trap => ("testing/fixtures/wasm/trap", "trap_wasm.wasm"),
             Self::Loop => ("testing/fixtures/wasm/loop", "loop_wasm.wasm"),
             Self::Memory => ("testing/fixtures/wasm/memory", "memory_wasm.wasm"),
+            Self::Ask => ("testing/fixtures/wasm/ask", "ask_wasm.wasm"),
             Self::NoHandler => ("testing/fixtures/wasm/no-handler", "no-handler-wasm.wasm"),
         }
     }

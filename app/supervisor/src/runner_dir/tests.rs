@@ -27,6 +27,7 @@ fn boot(dir: &RunnerDir) -> Boot {
         logs: PathBuf::from("/nowhere"),
         cache: PathBuf::from("/nowhere"),
         underlay: ([127, 0, 0, 1], 0).into(),
+        coordinator: None,
         peers: Vec::new(),
         secret: crate::control::Secret::mint().to_text(),
     }

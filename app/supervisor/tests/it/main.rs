@@ -5,5 +5,12 @@ mod crash;
 mod hostile;
 mod life;
 mod outage;
+#[expect(
+    dead_code,
+    reason = "the runner's tests, whose platform it is, use more of it"
+)]
+#[path = "../../../runner/tests/it/platform.rs"]
+mod platform;
 mod stop;
 mod support;
+mod tickets;

@@ -57,6 +57,7 @@ impl Machine {
             store: format!("file://{}", home.path().join("objects").display()),
             underlay: ([127, 0, 0, 1], 0).into(),
             peers: Vec::new(),
+            identity: None,
         };
         std::fs::create_dir(home.path().join("objects"))?;
         let options = Options::new(Arc::new(SystemClock));
@@ -229,29 +230,12 @@ impl Machine {
 
     /// The process that the birth record names.
     pub(crate) fn pid(&self, of: InstanceRef) -> Result<u32, Wrong> {
-        let text = std::fs::read(self.dir(of).join(BIRTH_FILE))?;
-        let birth: Birth = serde_json::from_slice(&text)?;
-        assert_eq!(birth.of, of);
-        Ok(birth.pid)
+        pid_in(&self.dir(of))
     }
 
     /// Every live process whose working directory is that of a runner of this machine.
     pub(crate) fn processes(&self) -> Vec<u32> {
-        let base = self.config.data_dir.join("runners");
-        let mut found = Vec::new();
-        for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-            let pid = entry
-                .file_name()
-                .to_str()
-                .and_then(|name| name.parse().ok());
-            let cwd = std::fs::read_link(entry.path().join("cwd"));
-            if let (Some(pid), Ok(cwd)) = (pid, cwd)
-                && cwd.starts_with(&base)
-            {
-                found.push(pid);
-            }
-        }
-        found
+        processes_below(&self.config.data_dir.join("runners"))
     }
 
     /// Waits until `wanted` holds, looking often: for what no event tells.
@@ -273,6 +257,32 @@ impl Drop for Machine {
             kill(pid);
         }
     }
+}
+
+/// The process that the birth record in a runner's directory names.
+pub(crate) fn pid_in(dir: &Path) -> Result<u32, Wrong> {
+    let text = std::fs::read(dir.join(BIRTH_FILE))?;
+    let birth: Birth = serde_json::from_slice(&text)?;
+    assert!(dir.ends_with(format!("{}/{}", birth.of.app, birth.of.instance)));
+    Ok(birth.pid)
+}
+
+/// Every live process whose working directory is below `base`.
+pub(crate) fn processes_below(base: &Path) -> Vec<u32> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let pid = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok());
+        let cwd = std::fs::read_link(entry.path().join("cwd"));
+        if let (Some(pid), Ok(cwd)) = (pid, cwd)
+            && cwd.starts_with(base)
+        {
+            found.push(pid);
+        }
+    }
+    found
 }
 
 /// What an interrupted test, or a test that asks for it, does to a runner.
@@ -330,7 +340,7 @@ fn workspace() -> PathBuf {
 }
 
 /// The runner program: another package's, so it must have been built before the tests.
-fn runner() -> Result<PathBuf, Wrong> {
+pub(crate) fn runner() -> Result<PathBuf, Wrong> {
     // Beside the test: target/<profile>/deps/<test>.
     let test = std::env::current_exe()?;
     let profile = test
@@ -349,7 +359,7 @@ fn runner() -> Result<PathBuf, Wrong> {
 }
 
 /// `examples/hello-wasm`, up to date.
-fn hello() -> Result<PathBuf, Wrong> {
+pub(crate) fn hello() -> Result<PathBuf, Wrong> {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let built = BUILT.get_or_init(|| {
         let folder = workspace().join("examples/hello-wasm");

@@ -12,7 +12,8 @@ use tabbify_api::fold::Fold as _;
 
 use super::super::*;
 use crate::Config;
-use crate::join::join;
+use crate::join::{JoinError, join, leave};
+use crate::standing::{back, drain, drained, lost, resume};
 use crate::state::News;
 
 pub(super) type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
@@ -158,6 +159,7 @@ impl World {
             Event::DeployFinished(it) => {
                 format!("{} {:?} {}", deploy(it.deploy), it.outcome, it.detail)
             }
+            Event::AppUnavailable(it) => format!("{:?} {}", it.reason, it.remedy),
             Event::DeploySuperseded(it) => format!("{} by {}", deploy(it.deploy), deploy(it.by)),
             other => format!("{other:?}"),
         };
@@ -213,11 +215,41 @@ impl World {
                     },
                 )?;
             }
+            ["lost", host] => self.standing(host, lost)?,
+            ["back", host] => self.standing(host, back)?,
+            ["drain", host] => {
+                self.standing(host, |state, host| drain(state, host, "user:owner"))?
+            }
+            ["resume", host] => self.standing(host, resume)?,
+            ["leaves", host] => self.standing(host, leave)?,
             ["minutes", n] => self.secs += n.parse::<u64>()? * 60,
             [host, "says", what, app, instance] => self.report(host, what, app, instance)?,
             _ => return Err(format!("not a command: {line}").into()),
         }
-        self.settle()
+        self.settle()?;
+        // What the coordinator's eye on the machines does.
+        let hosts: Vec<HostName> = self.state.supervisors.keys().cloned().collect();
+        for host in hosts {
+            if let Some(batch) = drained(&self.state, &host)? {
+                self.say(&format!("  platform.supervisors supervisor_drained {host}"));
+                self.append(batch)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Something is said of a machine, if it is not so already.
+    fn standing(
+        &mut self,
+        host: &str,
+        decide: impl Fn(&State, &HostName) -> Result<Option<Append>, JoinError>,
+    ) -> Fallible<()> {
+        let host = host.parse()?;
+        if let Some(batch) = decide(&self.state, &host)? {
+            self.append(batch)?;
+        }
+        assert!(decide(&self.state, &host)?.is_none(), "said once");
+        Ok(())
     }
 
     pub(super) fn machine(&mut self, host: &str, capabilities: &[&str]) -> Fallible<()> {

@@ -3,7 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Home, home};
-use crate::{AppId, AppUla, Epoch, HostName, HostUla, InstanceId, MeshKey, SlotId, Tenant};
+use crate::{
+    AppId, AppUla, DeviceName, DeviceUla, Epoch, HostName, HostUla, InstanceId, MeshKey, SlotId,
+    Tenant,
+};
 
 const PEERS: Home = home("platform.mesh.peers", "coordinator");
 const CLAIMED: Home = home("platform.mesh.peers", "node");
@@ -70,5 +73,21 @@ events! {
         tenant: Tenant => "The tenant whose apps the rules open.",
         allow: Vec<AllowRule> =>
             "All its rules; none is the default: everything within the tenant, nothing else.",
+    }
+
+    /// A person's device may go through a gateway to what policy lets the person reach.
+    DeviceAdded = "device_added" at [PEERS] key "the device's address" {
+        user: String => "Whose, as subject, such as `user:anna`.",
+        tenant: Tenant => "The tenant in which the person goes.",
+        name: DeviceName => "Its name among the person's devices.",
+        key: MeshKey => "Its WireGuard key; the private half is on the device alone.",
+        address: DeviceUla => "Its address, from a number that is never given again.",
+        by: String => "Who asked for it.",
+    }
+
+    /// A person's device goes nowhere any more.
+    DeviceRemoved = "device_removed" at [PEERS] key "the device's address" {
+        address: DeviceUla => "Its address.",
+        by: String => "Who asked for it.",
     }
 }

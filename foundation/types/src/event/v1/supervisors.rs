@@ -20,7 +20,7 @@ pub struct Capability {
 }
 
 events! {
-    /// A machine can run apps.
+    /// A machine can run apps: it is new, was lost and is heard of again, or is to drain no more.
     SupervisorJoined = "supervisor_joined" at [SUPERVISORS] key "the host" {
         host: HostName => "The machine.",
         capabilities: Vec<Capability> => "As checked.",
@@ -29,6 +29,12 @@ events! {
     /// A machine has not been heard of for so long that its stateless apps go elsewhere.
     SupervisorLost = "supervisor_lost" at [SUPERVISORS] key "the host" {
         host: HostName => "The machine.",
+    }
+
+    /// A machine is to run no apps: it gets no new ones, and those that it has are to run elsewhere.
+    SupervisorDrainRequested = "supervisor_drain_requested" at [SUPERVISORS] key "the host" {
+        host: HostName => "The machine.",
+        by: String => "Who asked for it.",
     }
 
     /// A machine gets no new apps, and those that it had run elsewhere.

@@ -1,14 +1,15 @@
 //! `platform`, `platform.auth`, `platform.mesh.peers`, `platform.supervisors`.
 
 use tabbify_types::event::v1::{
-    AllowRule, AppAddressClaimed, Capability, IssuerKeyRotated, LeaseGranted, LeaseReleased,
-    NetworkAllocated, PasswordChanged, PeerJoined, PeerLeft, PlatformInitialized,
-    PlatformVersionRaised, PolicyChanged, RoleChanged, SessionsEnded, SignInsRefused,
-    SubjectErased, SupervisorDrained, SupervisorJoined, SupervisorLost, TenantCreated, TokenIssued,
-    TokenRevoked, TokenUsed, UserInvited, UserRegistered,
+    AllowRule, AppAddressClaimed, Capability, DeviceAdded, DeviceRemoved, IssuerKeyRotated,
+    LeaseGranted, LeaseReleased, NetworkAllocated, PasswordChanged, PeerJoined, PeerLeft,
+    PlatformInitialized, PlatformVersionRaised, PolicyChanged, RoleChanged, SessionsEnded,
+    SignInsRefused, SubjectErased, SupervisorDrainRequested, SupervisorDrained, SupervisorJoined,
+    SupervisorLost, TenantCreated, TokenIssued, TokenRevoked, TokenUsed, UserInvited,
+    UserRegistered,
 };
 use tabbify_types::{
-    Base64Url, Epoch, Event, HostUla, InstanceId, SlotId, Tenant, VerifyingKeyBytes,
+    Base64Url, DeviceUla, Epoch, Event, HostUla, InstanceId, SlotId, Tenant, VerifyingKeyBytes,
 };
 
 use super::{address, app, host, mesh_key, sealed, the, time};
@@ -163,6 +164,20 @@ fn mesh() -> Vec<Event> {
             }],
         }
         .into(),
+        DeviceAdded {
+            user: "user:anna".to_owned(),
+            tenant: Tenant::main(),
+            name: the("laptop"),
+            key: mesh_key(),
+            address: DeviceUla::new(3),
+            by: "user:owner".to_owned(),
+        }
+        .into(),
+        DeviceRemoved {
+            address: DeviceUla::new(3),
+            by: "user:owner".to_owned(),
+        }
+        .into(),
     ]
 }
 
@@ -178,6 +193,11 @@ fn supervisors() -> Vec<Event> {
         }
         .into(),
         SupervisorLost { host: host() }.into(),
+        SupervisorDrainRequested {
+            host: host(),
+            by: "user:owner".to_owned(),
+        }
+        .into(),
         SupervisorDrained { host: host() }.into(),
     ]
 }

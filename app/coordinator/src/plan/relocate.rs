@@ -1,0 +1,286 @@
+//! What becomes of an app when a machine is lost, has left or is to be emptied: one instance and one batch
+//! at a time. Pure.
+//!
+//! | instance | its machine is lost or has left | is to be emptied |
+//! |---|---|---|
+//! | serves | `app_failed`, `lease_released`, `app_placed` elsewhere; nowhere: `app_unavailable` | `app_placed` elsewhere, and goes on until that one answers |
+//! | is awaited | the same, in the same deploy; nowhere: `deploy_finished` failed | `app_placed` elsewhere, `app_stop_requested` |
+//! | neither | `app_failed`, `lease_released` | `app_stop_requested` |
+//!
+//! What a lost machine had is also an order to it to end: when it is back, it does not go on with what is
+//! not its own any more. If nothing else can run an app, it stays the lost machine's.
+
+use tabbify_types::event::EventError;
+use tabbify_types::event::v1::{
+    AppFailed, AppUnavailable, FailureReason, InstanceRef, LeaseReleased, TrafficShifted,
+    UnavailableReason,
+};
+use tabbify_types::{AppId, DeployId, HostName, InstanceId, VersionNumber};
+
+use super::{Draft, REPLACEMENTS_MAX, Step};
+use crate::app::{App, Instance};
+use crate::place::Room;
+use crate::trouble::{Mark, Trouble};
+
+/// What an instance is there for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    /// It gets the traffic, and nothing is about to take its place.
+    Serves,
+    /// It is to take the place of the one that serves, after that has died.
+    Follows,
+    /// The deploy under way waits for it.
+    Awaited,
+    /// For nothing any more.
+    Idle,
+}
+
+/// The next step of an app that cannot stay as it is; none if nothing can be done now.
+pub(super) fn relocate(
+    room: &mut Room<'_>,
+    id: AppId,
+    app: &App,
+) -> Result<Option<Step>, EventError> {
+    for (number, living) in &app.instances {
+        let Some(trouble) = room.state().troubles.get(&living.host) else {
+            continue;
+        };
+        let Some(mark) = trouble.mark() else { continue };
+        let mut draft = draft(id, app, mark, *number);
+        let is_planned = if trouble.is_gone() {
+            abandon(&mut draft, room, *number, living, trouble)?
+        } else {
+            vacate(&mut draft, room, *number, living)?
+        };
+        if is_planned {
+            return Ok(Some(step(draft)));
+        }
+    }
+    recover(room, id, app)
+}
+
+/// Ids that no other batch has: of this app, after this event, before another instance is placed.
+fn draft(id: AppId, app: &App, mark: Mark, number: InstanceId) -> Draft<'_> {
+    let last = app.last_instance;
+    let seed = mark.id.derived(&format!("{id} {number} {last}"));
+    Draft::new(id, app, mark.position, seed)
+}
+
+fn step(draft: Draft<'_>) -> Step {
+    Step {
+        app: draft.id,
+        cause: draft.cause,
+        batch: draft.batch(),
+    }
+}
+
+fn role(room: &Room<'_>, app: &App, number: InstanceId) -> Role {
+    let lives_well = |number: InstanceId| {
+        let living = app.instances.get(&number);
+        living.is_some_and(|living| room.state().is_well(living))
+    };
+    if app.rollout.as_ref().is_some_and(|it| it.instance == number) {
+        return Role::Awaited;
+    }
+    if app.successor == Some(number) {
+        return Role::Follows;
+    }
+    let serves = app.serving.as_ref().is_some_and(|it| it.primary == number);
+    if serves && !app.successor.is_some_and(lives_well) {
+        Role::Serves
+    } else {
+        Role::Idle
+    }
+}
+
+/// The deploy and version that an instance with this role is of.
+fn wanted(app: &App, role: Role) -> Option<(DeployId, VersionNumber)> {
+    match role {
+        Role::Awaited => app.rollout.as_ref().map(|it| (it.deploy, it.version)),
+        Role::Serves | Role::Follows => app.serving.as_ref().map(|it| (it.deploy, it.version)),
+        Role::Idle => None,
+    }
+}
+
+/// A machine that can take over; why not, if there is none.
+fn elsewhere(
+    room: &mut Room<'_>,
+    app: &App,
+    version: VersionNumber,
+) -> Result<HostName, UnavailableReason> {
+    if app.replaced >= REPLACEMENTS_MAX {
+        return Err(UnavailableReason::Parked);
+    }
+    let release = app.releases.get(&version);
+    let found = release.and_then(|release| room.elsewhere(&app.tenant, release.run.runtime));
+    found.ok_or(UnavailableReason::NoMachine)
+}
+
+/// Gives up an instance that cannot be reached any more.
+fn abandon(
+    draft: &mut Draft<'_>,
+    room: &mut Room<'_>,
+    number: InstanceId,
+    living: &Instance,
+    trouble: &Trouble,
+) -> Result<bool, EventError> {
+    let app = draft.app;
+    let role = if living.stop_requested {
+        Role::Idle
+    } else {
+        role(room, app, number)
+    };
+    let next = wanted(app, role);
+    let host = next.map(|(_, version)| elsewhere(room, app, version));
+    if let Some(Err(reason)) = host
+        && role != Role::Awaited
+        && trouble.left.is_none()
+    {
+        // It may come back, and go on with it.
+        return unavailable(draft, &living.host, trouble, reason);
+    }
+    let of = InstanceRef {
+        app: draft.id,
+        instance: number,
+    };
+    draft.stop(number)?;
+    let failed = AppFailed {
+        of,
+        reason: FailureReason::Exited,
+        detail: format!("Its machine is gone: {}: {}.", living.host, trouble.says()),
+        log_tail: String::new(),
+    };
+    draft.fact("failed", &failed.into())?;
+    if app.leases.contains_key(&number) {
+        let released = LeaseReleased {
+            app: draft.id,
+            instance: number,
+        };
+        draft.mesh("released", &released.into())?;
+    }
+    match (next, host) {
+        (Some((deploy, version)), Some(Ok(host))) if role == Role::Awaited => {
+            match draft.place(deploy, version, host) {
+                Err(EventError::Data { .. }) => {
+                    draft.fail(deploy, "Its configuration is too large.")?
+                }
+                placed => placed?,
+            }
+        }
+        (Some((deploy, _)), _) if role == Role::Awaited => {
+            let why = format!("{}: {}.", living.host, trouble.says());
+            draft.fail(deploy, &why)?;
+        }
+        (Some((deploy, version)), Some(Ok(host))) => {
+            draft.place_if_it_fits(deploy, version, host)?
+        }
+        (Some(_), Some(Err(reason))) => {
+            unavailable(draft, &living.host, trouble, reason)?;
+        }
+        _ => {}
+    }
+    Ok(true)
+}
+
+/// Says once that the app cannot run; whether that was still to be said.
+fn unavailable(
+    draft: &mut Draft<'_>,
+    host: &HostName,
+    trouble: &Trouble,
+    reason: UnavailableReason,
+) -> Result<bool, EventError> {
+    if draft.app.unavailable.is_some() {
+        return Ok(false);
+    }
+    let what = match reason {
+        UnavailableReason::Parked => "it has failed too often to be tried elsewhere",
+        UnavailableReason::NoMachine | UnavailableReason::VolumeLost => {
+            "no other machine can run it"
+        }
+    };
+    let remedy = format!(
+        "{host}: {}, and {what}. Bring {host} back, or run `tabbify join` on another machine, or deploy \
+         again.",
+        trouble.says()
+    );
+    let event = AppUnavailable {
+        app: draft.id,
+        reason,
+        remedy,
+    };
+    draft.fact("unavailable", &event.into())?;
+    Ok(true)
+}
+
+/// Moves an instance off a machine that is to be empty: first the new one, then the old one ends.
+fn vacate(
+    draft: &mut Draft<'_>,
+    room: &mut Room<'_>,
+    number: InstanceId,
+    living: &Instance,
+) -> Result<bool, EventError> {
+    if living.stop_requested {
+        return Ok(false);
+    }
+    let app = draft.app;
+    let role = role(room, app, number);
+    let Some((deploy, version)) = wanted(app, role) else {
+        // The one that serves stops when its successor answers.
+        if app.serving.as_ref().is_some_and(|it| it.primary == number) {
+            return Ok(false);
+        }
+        draft.stop(number)?;
+        return Ok(true);
+    };
+    // A deploy under way takes over when it answers.
+    if role == Role::Serves && app.rollout.is_some() {
+        return Ok(false);
+    }
+    let Ok(host) = elsewhere(room, app, version) else {
+        return Ok(false);
+    };
+    match draft.place(deploy, version, host) {
+        Err(EventError::Data { .. }) => return Ok(false),
+        placed => placed?,
+    }
+    if role != Role::Serves {
+        draft.stop(number)?;
+    }
+    Ok(true)
+}
+
+/// Brings an app back that was unavailable: its machine is back, or another can run it now.
+fn recover(room: &mut Room<'_>, id: AppId, app: &App) -> Result<Option<Step>, EventError> {
+    let (Some(mark), Some(serving)) = (app.unavailable, &app.serving) else {
+        return Ok(None);
+    };
+    let follows = |number: &InstanceId| app.instances.contains_key(number);
+    if app.rollout.is_some() || app.successor.as_ref().is_some_and(follows) {
+        return Ok(None);
+    }
+    let mut draft = draft(id, app, mark, serving.primary);
+    let (deploy, version) = (serving.deploy, serving.version);
+    match app.instances.get(&serving.primary) {
+        Some(primary) if room.state().is_well(primary) => {
+            let shifted = TrafficShifted {
+                app: id,
+                deploy,
+                version,
+                instances: vec![serving.primary],
+                primary: serving.primary,
+            };
+            draft.fact("shifted", &shifted.into())?;
+        }
+        Some(_) => return Ok(None),
+        None => {
+            let Ok(host) = elsewhere(room, app, version) else {
+                return Ok(None);
+            };
+            match draft.place(deploy, version, host) {
+                Err(EventError::Data { .. }) => return Ok(None),
+                placed => placed?,
+            }
+        }
+    }
+    Ok(Some(step(draft)))
+}

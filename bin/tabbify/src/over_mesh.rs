@@ -1,0 +1,159 @@
+//! The platform's services on this machine's address in the mesh, and the way to those of others. Who
+//! connects has proven a WireGuard key, so tokens that are bound to it count.
+//!
+//! | port | service |
+//! |---|---|
+//! | 8700 | the log |
+//! | 8701 | the read model |
+//! | 8080 | auth |
+//! | 5000 | artifacts |
+
+use std::io;
+use std::net::SocketAddrV6;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use tabbify_api::BoxFuture;
+use tabbify_auth::Peer;
+use tabbify_http::{Accept, Origin};
+use tabbify_mesh::{Incoming, Listener, Mesh};
+use tabbify_process::connect::{Connect, Stream};
+use tabbify_process::{Importance, Tasks};
+use tokio::sync::Mutex;
+
+use crate::authorize::Tokens;
+
+/// Where the log is.
+pub(crate) const LOG_PORT: u16 = 8700;
+/// Where the read model is.
+pub(crate) const READ_PORT: u16 = 8701;
+/// Where auth is.
+pub(crate) const AUTH_PORT: u16 = 8080;
+/// Where artifacts are.
+pub(crate) const ARTIFACTS_PORT: u16 = 5000;
+
+/// Serves the log to members.
+pub(crate) fn log(
+    mesh: &Mesh,
+    service: tabbify_log::Service,
+    tokens: &Tokens,
+    tasks: &Tasks,
+) -> anyhow::Result<()> {
+    let tokens = tokens.clone();
+    serve(
+        mesh,
+        LOG_PORT,
+        "log over the mesh",
+        tasks,
+        move |incoming| {
+            let tokens = Arc::new(tokens.of_peer(incoming.peer));
+            service.authorized_by(tokens).connection(incoming.stream)
+        },
+    )
+}
+
+/// Serves the read model to members.
+pub(crate) fn read_model(
+    mesh: &Mesh,
+    service: tabbify_read::Service,
+    tokens: &Tokens,
+    tasks: &Tasks,
+) -> anyhow::Result<()> {
+    let tokens = tokens.clone();
+    serve(
+        mesh,
+        READ_PORT,
+        "read over the mesh",
+        tasks,
+        move |incoming| {
+            let tokens = Arc::new(tokens.of_peer(incoming.peer));
+            service.authorized_by(tokens).connection(incoming.stream)
+        },
+    )
+}
+
+/// Serves auth to members.
+pub(crate) fn auth(
+    mesh: &Mesh,
+    service: tabbify_auth::Service,
+    tasks: &Tasks,
+) -> anyhow::Result<()> {
+    serve(
+        mesh,
+        AUTH_PORT,
+        "auth over the mesh",
+        tasks,
+        move |incoming| {
+            let peer = Peer {
+                proven: Some(incoming.peer),
+                ..Peer::at(incoming.remote.ip())
+            };
+            service.clone().connection(incoming.stream, peer)
+        },
+    )
+}
+
+/// Hands each connection to a port to `begin`, whose work runs as a task, until the tasks end. How many
+/// there are at once is the service's to limit, and the mesh's for each peer.
+fn serve<F>(
+    mesh: &Mesh,
+    port: u16,
+    name: &'static str,
+    tasks: &Tasks,
+    begin: impl Fn(Incoming) -> F + Send + 'static,
+) -> anyhow::Result<()>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let cannot = || format!("cannot listen on port {port} of the mesh");
+    let mut listener = mesh.listen(port).with_context(cannot)?;
+    let (stop, connections) = (tasks.token(), tasks.clone());
+    tasks.spawn(name, Importance::Essential, async move {
+        // It ends with the mesh as well, which ends with the process.
+        while let Some(Ok(incoming)) = stop.run_until_cancelled(listener.accept()).await {
+            connections.spawn(name, Importance::Detached, begin(incoming));
+        }
+    });
+    Ok(())
+}
+
+/// A port of the mesh, for services that know their callers by address.
+#[derive(Debug)]
+pub(crate) struct Port(Mutex<Listener>);
+
+impl Port {
+    /// The port on this machine's address.
+    pub(crate) fn open(mesh: &Mesh, port: u16) -> anyhow::Result<Self> {
+        let cannot = || format!("cannot listen on port {port} of the mesh");
+        Ok(Self(Mutex::new(mesh.listen(port).with_context(cannot)?)))
+    }
+}
+
+impl Accept for Port {
+    type Stream = tabbify_mesh::Stream;
+
+    async fn accept(&self) -> io::Result<(Self::Stream, Origin)> {
+        match self.0.lock().await.accept().await {
+            Ok(incoming) => Ok((incoming.stream, Origin::At(incoming.remote.into()))),
+            // The mesh has ended, and the process is about to.
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+/// A service of another machine.
+#[derive(Debug, Clone)]
+pub(crate) struct MeshSocket {
+    pub(crate) mesh: Mesh,
+    pub(crate) address: SocketAddrV6,
+}
+
+impl Connect for MeshSocket {
+    fn connect(&self) -> BoxFuture<'_, io::Result<Box<dyn Stream>>> {
+        Box::pin(async {
+            let dialed = self.mesh.dial(self.address).await;
+            let stream = dialed.map_err(io::Error::other)?;
+            Ok(Box::new(stream) as Box<dyn Stream>)
+        })
+    }
+}
