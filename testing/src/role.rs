@@ -24,6 +24,18 @@ pub async fn start(name: &str, data: &Path) -> anyhow::Result<Child> {
 /// # Errors
 /// As [`start`].
 pub async fn start_with(name: &str, flags: &[&OsStr]) -> anyhow::Result<Child> {
+    Ok(start_saying(name, flags, 1).await?.0)
+}
+
+/// As [`start_with`], and gives the first lines that it says.
+///
+/// # Errors
+/// As [`start`], and if it says less.
+pub async fn start_saying(
+    name: &str,
+    flags: &[&OsStr],
+    lines: usize,
+) -> anyhow::Result<(Child, Vec<String>)> {
     let mut child = Command::new(binary("tabbify")?)
         .arg(name)
         .args(flags)
@@ -31,10 +43,18 @@ pub async fn start_with(name: &str, flags: &[&OsStr]) -> anyhow::Result<Child> {
         .stdout(Stdio::piped())
         .kill_on_drop(true)
         .spawn()?;
-    let said = BufReader::new(child.stdout.take().context("piped")?);
-    let line = said.lines().next_line().await?.unwrap_or_default();
-    ensure!(line.starts_with(name), "{name} says {line:?}");
-    Ok(child)
+    let mut reader = BufReader::new(child.stdout.take().context("piped")?).lines();
+    let mut said = Vec::new();
+    while said.len() < lines {
+        let line = reader.next_line().await?.unwrap_or_default();
+        ensure!(
+            !said.is_empty() || line.starts_with(name),
+            "{name} says {line:?}"
+        );
+        ensure!(!line.is_empty(), "{name} says no more than {said:?}");
+        said.push(line);
+    }
+    Ok((child, said))
 }
 
 /// Asks a role to end, as a service manager does, and waits until it has.

@@ -2,7 +2,7 @@
 
 use anyhow::bail;
 
-use crate::run::{step, step_with};
+use crate::run::{root, step, step_with};
 use crate::setup;
 
 /// Packages outside the workspace that are checked like it: built for wasm32-wasip2.
@@ -77,6 +77,9 @@ pub(crate) fn test(long: bool) -> anyhow::Result<()> {
         step_with(&documented, &[STRICT]),
         step_with(&end_to_end, &length),
     ];
+    for profile in ["default", "e2e"] {
+        not_run(profile);
+    }
     let failed: Vec<String> = results
         .into_iter()
         .filter_map(Result::err)
@@ -86,6 +89,24 @@ pub(crate) fn test(long: bool) -> anyhow::Result<()> {
         return Ok(());
     }
     bail!("{}", failed.join("\n"))
+}
+
+/// Lists what could not run on this machine: tests that say so pass, and are no proof.
+fn not_run(profile: &str) {
+    let report = root()
+        .join("target/nextest")
+        .join(profile)
+        .join("junit.xml");
+    let text = std::fs::read_to_string(&report).unwrap_or_default();
+    let mut said: Vec<&str> = text
+        .lines()
+        .filter_map(|line| line.find("NOT RUN").map(|at| &line[at..]))
+        .collect();
+    said.sort_unstable();
+    said.dedup();
+    for line in said {
+        println!("── {line}");
+    }
 }
 
 fn format() -> anyhow::Result<()> {

@@ -85,6 +85,11 @@ impl DeviceTable {
 
     fn added(&mut self, data: DeviceAdded) {
         self.last = self.last.max(data.address.number());
+        let tenants = self.people.get(&data.user);
+        if !tenants.is_some_and(|tenants| tenants.contains(&data.tenant)) {
+            // The person left while it was written.
+            return;
+        }
         // Whoever wrote it has looked; a log that says otherwise gives each key to one device only.
         self.forget(|device| device.key == data.key || device.address == data.address);
         self.by_key.insert(data.key, data.address);

@@ -34,6 +34,9 @@ pub enum JoinError {
     /// Another machine or an instance has the same WireGuard key.
     #[error("{0} has the same WireGuard key: every machine needs its own")]
     KeyTaken(String),
+    /// Another tenant's machine has the name.
+    #[error("{0} is a machine of another tenant")]
+    NameTaken(HostName),
     /// Others kept writing about the same machine.
     #[error("another process keeps joining under the same name")]
     Contended,
@@ -196,6 +199,10 @@ fn peer(state: &State, config: &Config, network_number: u16) -> Result<PeerJoine
         return Err(JoinError::KeyTaken(other));
     }
     let index = match state.hosts.get(&config.host) {
+        // Whoever lets machines of one tenant join has no say about those of others.
+        Some(known) if known.key != config.key && !may_replace(known, &config.tags) => {
+            return Err(JoinError::NameTaken(config.host.clone()));
+        }
         Some(known) => known.index,
         None => {
             let last = state.last_index.get(NETWORK).copied().unwrap_or(0);
@@ -210,6 +217,12 @@ fn peer(state: &State, config: &Config, network_number: u16) -> Result<PeerJoine
         key: config.key,
         tags: config.tags.clone(),
     })
+}
+
+/// Whether a machine with these tags may have the name and the number of that one.
+fn may_replace(known: &PeerJoined, tags: &[String]) -> bool {
+    let tenant = tenant_of(tags);
+    tenant == Tenant::system() || tenant == tenant_of(&known.tags)
 }
 
 fn other_with(state: &State, key: &MeshKey, host: &HostName) -> Option<String> {

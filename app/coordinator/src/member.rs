@@ -31,6 +31,8 @@ pub const CERTIFICATE_LIFE: Duration = Duration::from_secs(24 * 3600);
 
 /// Tags of machines that hear of every app and machine: public edges and relays.
 const EDGE_TAGS: [&str; 2] = [NODE_TAG, RELAY_TAG];
+/// The tag of machines whose process decides: they report to nobody but themselves.
+const COORDINATOR_TAG: &str = "role:coordinator";
 /// LIMIT: machines with roles of the platform that a joining one is told.
 const SYSTEM_HOSTS_MAX: usize = 64;
 
@@ -51,8 +53,26 @@ impl Coordinator {
             host: admission.host,
             key: admission.key,
         };
+        if self.lives_with_another_key(&config)? {
+            let text = format!("{} is a machine that lives, with another key", config.host);
+            return Err(Refusal::Conflict(text));
+        }
         self.settle(|state| join(state, &config)).await?;
         self.certify(&config.key, signing)
+    }
+
+    /// Whether the name is that of another machine which is heard of, or that decides here: nobody takes
+    /// its place while it lives.
+    fn lives_with_another_key(&self, config: &Config) -> Result<bool, Refusal> {
+        let decides = self.read(|state| {
+            let known = state.hosts.get(&config.host)?;
+            let decides = known.tags.iter().any(|tag| tag == COORDINATOR_TAG);
+            (known.key != config.key).then_some(decides)
+        })?;
+        let heard = || self.0.soft.heard_at(&config.host);
+        Ok(decides.is_some_and(|decides| {
+            decides || heard().is_some_and(|at| at.elapsed() < self.lost_after())
+        }))
     }
 
     /// A member machine's certificate, from now on, and with it, signed, what else it needs but a token.

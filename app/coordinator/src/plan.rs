@@ -170,6 +170,8 @@ struct Draft<'a> {
     orders: Vec<NewEvent>,
     mesh: Vec<NewEvent>,
     facts: Vec<NewEvent>,
+    /// An instance ends with it.
+    ends: bool,
 }
 
 impl<'a> Draft<'a> {
@@ -183,6 +185,7 @@ impl<'a> Draft<'a> {
             orders,
             mesh,
             facts,
+            ends: false,
         }
     }
 
@@ -325,6 +328,7 @@ impl<'a> Draft<'a> {
         detail: &str,
     ) -> Result<(), EventError> {
         let app = self.app;
+        self.ends = true;
         if app.leases.contains_key(&instance) {
             let released = LeaseReleased {
                 app: self.id,
@@ -404,13 +408,14 @@ impl<'a> Draft<'a> {
             Expect::Rev(self.app.rev)
         };
         let segment = Segment::apps(&self.app.tenant);
-        let leases = !self.mesh.is_empty();
+        let leases = self.ends || !self.mesh.is_empty();
         let events = [self.orders, self.mesh, self.facts].concat();
         let batch = Append::of(events).expecting(segment, self.id.to_string(), expect);
         if !leases {
             return batch;
         }
-        // A lease is also given for a spawn ticket, which moves nothing in the tenant's segment.
+        // A lease is also given for a spawn ticket, which moves nothing in the tenant's segment: one that
+        // is given meanwhile to what ends here would never be released.
         let expect = match self.app.mesh_rev {
             Rev(0) => Expect::None,
             rev => Expect::Rev(rev),

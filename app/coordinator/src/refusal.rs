@@ -76,7 +76,9 @@ impl Refusal {
 impl From<JoinError> for Refusal {
     fn from(error: JoinError) -> Self {
         match error {
-            JoinError::KeyTaken(_) | JoinError::Full => Self::Conflict(error.to_string()),
+            JoinError::KeyTaken(_) | JoinError::NameTaken(_) | JoinError::Full => {
+                Self::Conflict(error.to_string())
+            }
             JoinError::Contended => Self::Unavailable(error.to_string()),
             JoinError::Event(_) => Self::Invalid(chain(&error).to_string()),
         }

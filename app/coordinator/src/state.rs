@@ -211,7 +211,11 @@ impl State {
                 self.networks.insert(data.network, data.number);
                 None
             }
-            Event::PeerJoined(data) => Some(self.joined(data)),
+            Event::PeerJoined(data) => {
+                // Rules go by tags, and it may have others.
+                self.devices.touch(recorded.position);
+                Some(self.joined(data))
+            }
             Event::PeerLeft(data) => self.left(recorded, &data.host),
             Event::SupervisorJoined(data) => {
                 self.well(&data.host);

@@ -224,8 +224,8 @@ fn look_up(
             }
         };
         match refusal {
-            // Nobody can be asked: that takes the word back from nobody who had it.
-            Err(_) | Ok(Err(ResolveError::Unreachable(_))) => {
+            // Nobody tells: that takes the word back from nobody who had it.
+            Err(_) | Ok(Err(ResolveError::Unreachable(_) | ResolveError::Refused(_))) => {
                 tracing::debug!(peer = %key, "peer not looked up");
                 endpoint.readmit(key, from, initiation.into());
             }

@@ -6,7 +6,7 @@
 //! even know our public key costs a hash and counts for nothing.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -81,7 +81,9 @@ impl Intake {
             self.cookies.clear();
         }
         self.judged += 1;
+        // Each remembers addresses until then.
         self.open.try_reset_count();
+        self.strict.try_reset_count();
         let initiation = match self.open.verify_packet(from, message) {
             Ok(WgKind::HandshakeInit(initiation)) => initiation,
             other => return verdict(other),
@@ -118,7 +120,7 @@ impl Intake {
             return false;
         }
         // At most as many as are taken in a second.
-        let taken = self.of_each.entry(of).or_insert(0);
+        let taken = self.of_each.entry(subscriber(of)).or_insert(0);
         if *taken >= PROVEN_OF_ONE {
             return false;
         }
@@ -136,6 +138,18 @@ fn verdict(of: Result<WgKind, TunnResult>) -> Verdict {
         | Err(TunnResult::Err(WireGuardError::InvalidPacket)) => Verdict::Malformed,
         Err(TunnResult::WriteToNetwork(cookie)) => Verdict::Cookie(cookie.into()),
         Err(_) => Verdict::Forged,
+    }
+}
+
+/// Whoever is behind an address: of IPv6 everybody has a network of 64 bits (RFC 6177) to choose from.
+/// What stands for a peer behind a relay is of the discard prefix (RFC 6666), and is one each.
+fn subscriber(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) if !matches!(v6.segments(), [0x100, 0, 0, 0, ..]) => {
+            let [a, b, c, d, ..] = v6.segments();
+            IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
+        }
+        other => other,
     }
 }
 

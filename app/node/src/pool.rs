@@ -360,7 +360,10 @@ impl Pool {
             }
             Err(error) => {
                 self.counters.failed.fetch_add(1, Ordering::Relaxed);
-                self.failed(app, at);
+                // A limit of ours says nothing about the instance.
+                if !matches!(error, DialError::Busy(_)) {
+                    self.failed(app, at);
+                }
                 Err(Failed { at, error })
             }
         }

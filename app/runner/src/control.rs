@@ -8,6 +8,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use tabbify_api::runner::{Answer, LINE_LEN_MAX, Request};
+use tabbify_membership::RemoteCoordinator;
 use tabbify_process::{Importance, Tasks};
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, BufReader};
 use tokio::io::{AsyncWriteExt as _, ReadHalf};
@@ -44,6 +45,8 @@ pub struct Control {
     pub traffic: Traffic,
     /// What `SetPeers` replaces.
     pub peers: Arc<Peers>,
+    /// Who tells where we are, if there is a coordinator: a supervisor that comes has one.
+    pub coordinator: Option<RemoteCoordinator>,
     /// Where spawn tickets go, if there is a coordinator.
     pub tickets: Option<Tickets>,
     /// Cancelled by `Stop`, after its answer is out.
@@ -94,6 +97,9 @@ impl Control {
         say(&mut writer, &greeted).await?;
         if !matches!(greeted, Answer::Hello { .. }) {
             return Ok(());
+        }
+        if let Some(coordinator) = &self.coordinator {
+            coordinator.look_again();
         }
         loop {
             let request = match lines.next().await? {

@@ -183,6 +183,7 @@ impl Runner {
             None => Neighbors::none(boot.of.app),
         };
         let leased = coordinator
+            .clone()
             .zip(boot.coordinator.as_ref())
             .map(|(client, at)| {
                 // Before anybody can ask: a ticket is wanted.
@@ -208,6 +209,7 @@ impl Runner {
             state: Arc::clone(&runner.state),
             traffic: runner.traffic.clone(),
             peers,
+            coordinator,
             tickets,
             stop: runner.stop.clone(),
         });

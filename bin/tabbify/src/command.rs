@@ -7,8 +7,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::{
-    audit, auth, coordinator, down, invite, join, log, mesh, read_node, role, supervisord, token,
-    transaction_node, up,
+    audit, auth, coordinator, down, invite, join, log, mesh, read_node, relay, role, supervisord,
+    token, transaction_node, up,
 };
 
 #[derive(Parser)]
@@ -46,6 +46,8 @@ enum Command {
     Join(join::Arguments),
     /// Run the apps that are placed on this machine, which has joined a platform
     Supervisord(role::Arguments),
+    /// Relay between members without a direct path, on a machine that has joined with the tag role:relay
+    Relay(role::Arguments),
     /// How this machine reaches others, and why not better
     #[command(subcommand)]
     Mesh(mesh::Command),
@@ -58,12 +60,13 @@ enum Command {
 }
 
 /// Roles that a link to this program may be named after.
-const LINKS: [&str; 5] = [
+const LINKS: [&str; 6] = [
     "transaction-node",
     "read-node",
     "auth",
     "coordinator",
     "supervisord",
+    "relay",
 ];
 
 /// Does what the command line says.
@@ -80,6 +83,7 @@ pub(crate) async fn run(line: impl Iterator<Item = OsString>) -> anyhow::Result<
         Command::Invite(arguments) => invite::run(arguments).await?,
         Command::Join(arguments) => join::run(arguments).await?,
         Command::Supervisord(arguments) => supervisord::run(arguments).await?,
+        Command::Relay(arguments) => relay::run(arguments).await?,
         Command::Mesh(command) => return mesh::run(command).await,
         Command::Audit(command) => return audit::run(command).await,
         Command::Log(command) => return log::run(command).await,

@@ -264,6 +264,14 @@ struct Section {
     lost_after_s: Option<NonZeroU32>,
 }
 
+#[cfg(test)]
+impl Config {
+    /// The relays that it names.
+    pub(crate) fn relays(&self) -> &[RelayAt] {
+        &self.coordinator.relays
+    }
+}
+
 impl Section {
     fn into_settings(self) -> (Option<PathBuf>, Settings) {
         let settings = Settings {

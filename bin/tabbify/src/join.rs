@@ -137,7 +137,9 @@ fn explained(error: JoinFailed, invited: &Invited, coordinator: &str) -> anyhow:
                 format!("It was used by another machine, taken back, or is another platform's. {again}")
             }
             ErrorCode::Conflict => {
-                "Every machine needs a data directory of its own: give another --data-dir".to_owned()
+                "Every machine needs a name and a data directory of its own: invite it by another name, \
+                 or give another --data-dir and a new token"
+                    .to_owned()
             }
             ErrorCode::RateLimited => "Wait a minute, and try again".to_owned(),
             _ => "Try again; the token is this machine's while it lives".to_owned(),

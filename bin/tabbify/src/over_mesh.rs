@@ -29,8 +29,6 @@ pub(crate) const LOG_PORT: u16 = 8700;
 pub(crate) const READ_PORT: u16 = 8701;
 /// Where auth is.
 pub(crate) const AUTH_PORT: u16 = 8080;
-/// Where artifacts are.
-pub(crate) const ARTIFACTS_PORT: u16 = 5000;
 
 /// Serves the log to members.
 pub(crate) fn log(

@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use object_store::ObjectStore;
 use object_store::local::LocalFileSystem;
+use tabbify_api::artifact::ARTIFACTS_PORT;
 use tabbify_api::auth::{Authority as _, Identity};
 use tabbify_api::contexts::Context;
 use tabbify_api::log::{EventLog, LogAccess, LogEngine as _, LogScope};
@@ -38,7 +39,7 @@ use crate::coordinator::{Record, Served};
 use crate::data_dir::DataDir;
 use crate::log_settings::Settings;
 use crate::member::{self, Beginning, Member, Secrets, Way};
-use crate::over_mesh::{self, ARTIFACTS_PORT};
+use crate::over_mesh;
 use crate::read_node;
 use crate::relay::{self, Bound};
 use crate::substrate::{COORDINATOR_SOCKET, Engine, Substrate};

@@ -1,19 +1,25 @@
 //! The relay: passes datagrams between members that have no direct path, beside the coordinator in
 //! `tabbify up` or as `tabbify relay` on a machine of its own. It sees keys and sizes, and nothing else.
 
+use std::fmt::Write as _;
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use tabbify_api::coordinator::RelayAt;
 use tabbify_api::mesh::Resolver;
+use tabbify_api::policy::RELAY_TAG;
 use tabbify_mesh::{PrivateKey, Relay, RelayLimits};
-use tabbify_process::Tasks;
+use tabbify_process::{Clock, SystemClock, Tasks, signals};
 use tokio::net::TcpListener;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+
+use crate::data_dir::UpRecord;
+use crate::member::{self, Beginning, Kept, Member, Secrets};
+use crate::role;
 
 /// The name in the certificate where none is configured: it proves nothing, keys do.
 const NAME: &str = "relay.invalid";
@@ -96,6 +102,69 @@ impl Bound {
     }
 }
 
+/// `tabbify relay`: relays until a signal, on a machine that has joined with the tag `role:relay`.
+pub(crate) async fn run(arguments: role::Arguments) -> anyhow::Result<()> {
+    let config = arguments.config::<Config>()?;
+    let data = arguments.data_dir(None)?;
+    let kept = Kept::read(&data)?;
+    let host = kept.membership.certificate.host.clone();
+    ensure!(
+        kept.membership
+            .certificate
+            .tags
+            .iter()
+            .any(|tag| tag == RELAY_TAG),
+        "{host} joined without the tag {RELAY_TAG}, so the coordinator tells it of nobody. Run there: \
+         tabbify invite {host} --tag {RELAY_TAG} --no-apps, and here: tabbify join <coordinator> --no-run"
+    );
+    let bound = config.relay.bind(&data.relay_key()).await?;
+    let bound = bound.context(
+        "[relay] has neither udp nor listen: say where it relays (docs/operating/relay.toml)",
+    )?;
+    let at = bound.at()?;
+    let mut held = data.hold()?;
+    held.clear()?;
+    let tasks = Tasks::new();
+    signals::stop_on_signals(&tasks)?;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let (beginning, secrets) = (Beginning::again(kept), Secrets::load_or_create(&data)?);
+    let member = Member::start(&data, beginning, secrets, &config.mesh, &clock, &tasks).await?;
+    let _relay = bound.start(Arc::new(member.coordinator().clone()), &tasks)?;
+    held.record(&UpRecord {
+        pid: std::process::id(),
+        server: member.address().to_string(),
+    })?;
+    let platform = member.platform();
+    role::say(&format!(
+        "relay · {host} · platform {platform}\n{}",
+        table(&at)
+    ));
+    role::until_stopped(&tasks).await
+}
+
+/// What the coordinator's configuration says of a relay.
+fn table(at: &RelayAt) -> String {
+    let mut text = format!("[[coordinator.relays]]\nkey = \"{}\"\n", at.key);
+    let places = [("udp", at.udp), ("tls", at.tls)];
+    for (name, place) in places {
+        if let Some(place) = place {
+            let _ = writeln!(text, "{name} = \"{place}\"");
+        }
+    }
+    if let Some(name) = &at.name {
+        let _ = writeln!(text, "name = \"{name}\"");
+    }
+    text
+}
+
+/// The file of a relay on a machine of its own: `[relay]` and `[mesh]`.
+#[derive(Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Config {
+    relay: Section,
+    mesh: member::Section,
+}
+
 /// A certificate of a moment, for the middle of the network to look at.
 fn certificate(name: &str) -> anyhow::Result<Arc<ServerConfig>> {
     let made = rcgen::generate_simple_self_signed(vec![name.to_owned()])
@@ -144,6 +213,30 @@ mod tests {
         // The key is the same after a restart.
         let again = taken.bind(&key).await.unwrap().unwrap();
         assert_eq!(again.at().unwrap().key, at.key);
+    }
+
+    #[test]
+    fn what_it_says_of_itself_is_what_the_coordinator_reads() {
+        let at = RelayAt {
+            key: PrivateKey::generate().public(),
+            udp: Some("192.0.2.1:3478".parse().unwrap()),
+            tls: Some("[2001:db8::1]:443".parse().unwrap()),
+            name: Some("relay.example.com".to_owned()),
+        };
+        let home = tempfile::tempdir().unwrap();
+        let file = home.path().join("coordinator.toml");
+        std::fs::write(&file, table(&at)).unwrap();
+        let read: crate::coordinator::Config =
+            tabbify_process::config::load(Some(&file), &[]).unwrap();
+        assert_eq!(read.relays(), [at]);
+    }
+
+    #[test]
+    fn the_documented_example_is_a_configuration() {
+        let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/operating");
+        let file = examples.join("relay.toml");
+        let config: Config = tabbify_process::config::load(Some(&file), &[]).unwrap();
+        assert!(config.relay.udp.is_some() && config.relay.listen.is_some());
     }
 
     #[derive(Debug)]

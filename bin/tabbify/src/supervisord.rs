@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use tabbify_api::artifact::ARTIFACTS_PORT;
 use tabbify_api::mesh::Leases;
 use tabbify_mesh::Mesh;
 use tabbify_process::{Clock, Importance, SystemClock, Tasks, signals};
@@ -14,7 +15,7 @@ use tabbify_types::HostName;
 use crate::data_dir::{DataDir, UpRecord};
 use crate::log_line;
 use crate::member::{self, Beginning, Kept, Member, Secrets};
-use crate::over_mesh::{ARTIFACTS_PORT, LOG_PORT};
+use crate::over_mesh::LOG_PORT;
 use crate::{role, up};
 
 /// Runs until a signal.

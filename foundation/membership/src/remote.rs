@@ -242,6 +242,14 @@ impl RemoteCoordinator {
         Ok(lease)
     }
 
+    /// Tries at once what waits for a coordinator to be there: for whoever knows that one is.
+    pub fn look_again(&self) {
+        if !self.is_live() {
+            self.0.admitted.notify_one();
+            self.0.report.notify_one();
+        }
+    }
+
     /// The lease of our key, anew. At half of its life is the time for it.
     ///
     /// # Errors
@@ -311,16 +319,16 @@ impl RemoteCoordinator {
                 self.cache().put(ask, known.clone(), version, now);
                 Ok(known)
             }
-            Err(RequestFailed::Refused(problem)) => {
+            Err(RequestFailed::Refused(problem)) if !is_no_answer(problem.code) => {
                 self.cache().remove(&ask);
                 Err(refused(ask, &problem))
             }
-            Err(RequestFailed::Unreachable(why)) => match cached {
+            Err(error) => match cached {
                 Some(known) if now < known.not_after.plus(inner.outage_grace) => {
                     count(&inner.counters.outage);
                     Ok(known)
                 }
-                _ => Err(ResolveError::Unreachable(why)),
+                _ => Err(ResolveError::Unreachable(error.to_string())),
             },
         }
     }
@@ -442,6 +450,11 @@ async fn answer<T: DeserializeOwned>(
             parts.status
         )),
     }
+}
+
+/// Whether a refusal says nothing about who was asked for.
+const fn is_no_answer(code: ErrorCode) -> bool {
+    matches!(code, ErrorCode::RateLimited | ErrorCode::Internal)
 }
 
 fn refused(ask: Ask, problem: &Problem) -> ResolveError {

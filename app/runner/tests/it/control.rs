@@ -103,6 +103,7 @@ fn fixture() -> anyhow::Result<Fixture> {
         state: Arc::new(State::new(identity, traffic.clone())),
         traffic,
         peers: Arc::new(Peers::default()),
+        coordinator: None,
         tickets: Some(tickets),
         stop: CancellationToken::new(),
     };
