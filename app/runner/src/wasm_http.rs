@@ -36,7 +36,7 @@ use wasmtime_wasi_http::p2::bindings::http::types::{ErrorCode as GuestError, Sch
 use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
 use wasmtime_wasi_http::p2::types::{HostIncomingRequest, HostResponseOutparam};
 
-use self::body::{FromGuest, ToGuest};
+use self::body::{FromGuest, Watched};
 use self::epoch::Ticker;
 use self::failure::{CpuExceeded, Explained};
 use self::guest::{Egress, Guest};
@@ -295,7 +295,7 @@ fn hand_over(
     head: oneshot::Sender<Head>,
 ) -> Result<Handles, RequestError> {
     let meter = Arc::clone(meter);
-    let request = request.map(|body| ToGuest { body, meter });
+    let request = request.map(|body| Watched { body, meter });
     let mut http = store.data_mut().http();
     let request = http
         .new_incoming_request(Scheme::Http, request)

@@ -12,23 +12,23 @@ use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
 
 use super::meter::Meter;
 use super::{Verdict, is_failed};
-use crate::runtime::{Body, BodyError};
+use crate::runtime::BodyError;
 use crate::traffic::Permit;
 
-/// A request's body on its way to the guest.
-pub(super) struct ToGuest {
-    pub(super) body: Body,
+/// A request's body on its way, to the guest or from it to another app.
+pub(super) struct Watched<B> {
+    pub(super) body: B,
     pub(super) meter: Arc<Meter>,
 }
 
-impl HttpBody for ToGuest {
+impl<B: HttpBody<Data = Bytes> + Unpin> HttpBody for Watched<B> {
     type Data = Bytes;
-    type Error = BodyError;
+    type Error = B::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
         self.meter.progress();
         Poll::Ready(frame)

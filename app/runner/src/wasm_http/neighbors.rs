@@ -27,6 +27,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep};
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody};
 
+use super::body::Watched;
 use super::meter::Meter;
 use crate::server::CALLER_HEADER;
 
@@ -201,7 +202,7 @@ impl Neighbors {
         &self,
         request: Request<WasiBody>,
         meter: &Arc<Meter>,
-    ) -> Result<Request<ToNeighbor>, NotSent> {
+    ) -> Result<Request<Outgoing>, NotSent> {
         let (mut parts, body) = request.into_parts();
         let bad = |why: String| NotSent::new(Error::HttpRequestUriInvalid, why);
         let path = parts.uri.path_and_query().cloned();
@@ -211,7 +212,7 @@ impl Neighbors {
         let own = own.map_err(|error| bad(error.to_string()))?;
         parts.headers.insert(CALLER_HEADER, own);
         let meter = Arc::clone(meter);
-        Ok(Request::from_parts(parts, ToNeighbor { body, meter }))
+        Ok(Request::from_parts(parts, Watched { body, meter }))
     }
 }
 
@@ -253,14 +254,16 @@ fn broke(name: &MeshName, error: hyper::Error) -> NotSent {
     NotSent::new(Error::Hyper(error), why)
 }
 
-type Moves = Connection<TokioIo<Stream>, ToNeighbor>;
+/// A guest's body on its way to another app.
+type Outgoing = Watched<WasiBody>;
+type Moves = Connection<TokioIo<Stream>, Outgoing>;
 type Rest = Box<dyn Future<Output = Result<(), Error>> + Send>;
 
 /// The head of the answer, and what moves the rest.
 async fn answer(
-    mut sender: SendRequest<ToNeighbor>,
+    mut sender: SendRequest<Outgoing>,
     connection: Moves,
-    request: Request<ToNeighbor>,
+    request: Request<Outgoing>,
 ) -> Result<(Response<Incoming>, Rest), hyper::Error> {
     let mut connection = Box::pin(connection);
     let mut sending = Box::pin(sender.send_request(request));
@@ -286,34 +289,6 @@ async fn answer(
         connection.await.map_err(Error::Hyper)
     };
     Ok((answer, Box::new(rest)))
-}
-
-/// A guest's body on its way to another app.
-struct ToNeighbor {
-    body: WasiBody,
-    meter: Arc<Meter>,
-}
-
-impl HttpBody for ToNeighbor {
-    type Data = Bytes;
-    type Error = Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        self.meter.progress();
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
 }
 
 /// Another app's answer on its way to the guest.
