@@ -5,7 +5,9 @@
 
 pub mod apart;
 pub mod catalog;
+pub mod dockerd;
 pub mod http;
+pub mod image;
 pub mod machine;
 pub mod place;
 pub mod platform;

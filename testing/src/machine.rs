@@ -116,6 +116,18 @@ impl Machine {
         role::end(self.supervisord.take().context("it runs")?).await
     }
 
+    /// Sends its supervisor a signal, as `kill` calls it: `-STOP`.
+    ///
+    /// # Errors
+    /// If there is none, or it takes none.
+    pub async fn signal(&self, name: &str) -> anyhow::Result<()> {
+        let supervisord = self.supervisord.as_ref().and_then(Child::id);
+        let pid = supervisord.context("it runs")?.to_string();
+        let status = Command::new("kill").args([name, &pid]).status().await?;
+        ensure!(status.success(), "kill {name} {pid}: {status}");
+        Ok(())
+    }
+
     /// Its place in the laboratory.
     ///
     /// # Errors

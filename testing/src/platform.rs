@@ -70,6 +70,7 @@ pub fn build_app(from: &str) -> anyhow::Result<()> {
 #[derive(Debug)]
 pub struct Platform {
     home: TempDir,
+    env: Vec<(String, String)>,
     up: Option<Child>,
     said: Option<BufReader<ChildStdout>>,
     /// `127.0.0.1:port` of its node.
@@ -91,9 +92,20 @@ impl Platform {
     /// # Errors
     /// As [`Platform::start`].
     pub async fn start_with(config: &str) -> anyhow::Result<Self> {
+        Self::start_in(config, &[]).await
+    }
+
+    /// The same, with these variables in its environment.
+    ///
+    /// # Errors
+    /// As [`Platform::start`].
+    pub async fn start_in(config: &str, env: &[(&str, &str)]) -> anyhow::Result<Self> {
+        let env = env.iter();
+        let env = env.map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         let home = tempfile::Builder::new().prefix("tabbify-e2e-").tempdir()?;
         let mut platform = Self {
             home,
+            env: env.collect(),
             up: None,
             said: None,
             authority: String::new(),
@@ -102,6 +114,16 @@ impl Platform {
         std::fs::write(platform.config_path(), config)?;
         platform.up().await?;
         Ok(platform)
+    }
+
+    /// Ends `tabbify up` as a crash does, and starts it with this configuration.
+    ///
+    /// # Errors
+    /// As [`Platform::start`].
+    pub async fn restart_with(&mut self, config: &str) -> anyhow::Result<()> {
+        self.kill().await?;
+        std::fs::write(self.config_path(), config)?;
+        self.up().await
     }
 
     /// Starts `tabbify up` again, on the port it had.
@@ -124,6 +146,7 @@ impl Platform {
             .arg("--config")
             .arg(self.config_path())
             .env("XDG_CONFIG_HOME", self.config())
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log)

@@ -32,12 +32,13 @@ async fn mesh(platform: &Platform, line: &[&str]) -> anyhow::Result<Result<Strin
     })
 }
 
-/// What an app answers to a plain request, as `curl http://[address]:8730/` would see it.
-async fn fetch(address: Ipv6Addr) -> anyhow::Result<String> {
+/// What an app answers to a request with these headers, as `curl http://[address]:8730/` would see it.
+async fn fetch(address: Ipv6Addr, path: &str, headers: &str) -> anyhow::Result<String> {
     let at = SocketAddrV6::new(address, APP_PORT, 0, 0);
     let fetching = async {
         let mut stream = TcpStream::connect(at).await?;
-        let request = "GET / HTTP/1.1\r\nhost: app\r\nconnection: close\r\n\r\n";
+        let request =
+            format!("GET {path} HTTP/1.1\r\nhost: app\r\nconnection: close\r\n{headers}\r\n");
         stream.write_all(request.as_bytes()).await?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await?;
@@ -82,8 +83,16 @@ async fn story() -> anyhow::Result<()> {
     let folder = platform.copy_app("examples/hello-wasm", "hello-wasm")?;
     platform.succeed(&folder, &["push"]).await?;
     let app = address_of(&platform, &folder).await?;
-    let answer = fetch(app).await?;
+    let answer = fetch(app, "/", "").await?;
     ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    // Whoever a device claims to be, the app hears of nobody.
+    let forged = "X-Tabbify-User: root\r\nx_tabbify_user: root\r\nX-Mine: kept\r\n";
+    let seen = fetch(app, "/headers", forged).await?;
+    ensure!(seen.contains("x-mine: kept"), "{seen}");
+    ensure!(
+        !seen.contains("root") && !seen.contains("tabbify"),
+        "{seen}"
+    );
     ensure!(stock.get("last_handshake_time_sec")? != "0");
 
     // Nobody is let to a machine, nor to where nobody is: refused, and not in silence.

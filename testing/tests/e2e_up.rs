@@ -9,6 +9,7 @@ use http_body_util::BodyExt as _;
 use hyper::Request;
 use tabbify_testing::platform::binary;
 use tabbify_testing::process::{runners, runs};
+use tabbify_testing::role::done;
 use tabbify_testing::{Platform, http, wait};
 
 async fn signal(pid: u32, name: &str) -> anyhow::Result<()> {
@@ -119,5 +120,54 @@ async fn what_stands_in_the_way_is_named() -> anyhow::Result<()> {
     std::fs::write(&file, "[node]\nlisten = \"127.0.0.1:0\"\nlimt = 3\n")?;
     let said = refused(&["--data-dir", &other, "--config", &text(file)]).await?;
     ensure!(said.contains("limt") && said.contains("up.toml"), "{said}");
+
+    // Ports of the other roles name their holder, and the key that moves them.
+    let taken = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let at = taken.local_addr()?;
+    let own = std::process::id();
+    let configs = [
+        (
+            format!("[coordinator]\nlisten = \"{at}\"\n"),
+            "[coordinator] listen",
+        ),
+        (format!("[relay]\nlisten = \"{at}\"\n"), "[relay] listen"),
+    ];
+    for (config, key) in configs {
+        let file = platform.scratch("taken.toml");
+        std::fs::write(&file, config)?;
+        let flags = ["--data-dir", &other, "--listen", "127.0.0.1:0", "--config"];
+        let said = refused(&[flags.as_slice(), &[&text(file)]].concat()).await?;
+        ensure!(
+            said.contains(&format!("(pid {own})")) && said.contains(key),
+            "{said}"
+        );
+    }
+
+    // What can be seen to be wrong leaves no directory behind.
+    let fresh = text(platform.scratch("fresh"));
+    for (config, key) in [
+        ("[gateway]\nlisten = \"0.0.0.0:0\"\n", "[gateway]"),
+        (
+            "[relay]\nlisten = \"127.0.0.1:0\"\nname = \"ä b\"\n",
+            "[relay] name",
+        ),
+    ] {
+        let file = platform.scratch("wrong.toml");
+        std::fs::write(&file, config)?;
+        let said = refused(&["--data-dir", &fresh, "--config", &text(file)]).await?;
+        ensure!(said.contains(key), "{said}");
+        ensure!(!std::path::Path::new(&fresh).exists(), "it made {fresh}");
+    }
+
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_invitation_needs_the_platform_and_says_so() -> anyhow::Result<()> {
+    let mut platform = Platform::start().await?;
+    platform.kill().await?;
+    let refused = done(&["invite", "box2"], &platform.data()).await;
+    let said = format!("{:#}", refused.err().context("it gives a token")?);
+    ensure!(said.contains("tabbify up --data-dir"), "{said}");
     Ok(())
 }

@@ -6,10 +6,11 @@ use crate::run::{root, step, step_with};
 use crate::setup;
 
 /// Packages outside the workspace that are checked like it: built for wasm32-wasip2.
-const WASM_PACKAGES: [&str; 7] = [
+const WASM_PACKAGES: [&str; 8] = [
     "examples/hello-wasm",
     "examples/stream-wasm",
     "testing/fixtures/wasm/ask",
+    "testing/fixtures/wasm/secret",
     "testing/fixtures/wasm/trap",
     "testing/fixtures/wasm/loop",
     "testing/fixtures/wasm/memory",
@@ -52,6 +53,8 @@ pub(crate) fn test(long: bool) -> anyhow::Result<()> {
     setup::postgresql();
     setup::networks();
     setup::wireguard();
+    setup::containers();
+    setup::machines();
     format()?;
     step(&[
         "cargo",

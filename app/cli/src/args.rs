@@ -55,6 +55,12 @@ pub(crate) enum Command {
     Push(PushArgs),
     /// Put a published version into service: tcli deploy [APP] vN
     Deploy(DeployArgs),
+    /// Start the app anew in the version that serves, beside the instance that serves until then:
+    /// it gets its secrets as they are now
+    Restart(RestartArgs),
+    /// Values that apps need and nobody may see
+    #[command(subcommand)]
+    Secrets(SecretsCommand),
     /// How the app is
     Status,
     /// Every app of the tenant
@@ -77,6 +83,42 @@ pub(crate) enum Command {
     Whoami,
     /// Print a bearer token for programs such as curl; it lasts 15 minutes
     Token,
+}
+
+/// Of `restart`.
+#[derive(Debug, Args)]
+pub(crate) struct RestartArgs {
+    /// The app, by name or id [default: the folder's]
+    #[arg(value_name = "APP")]
+    pub(crate) name: Option<String>,
+}
+
+/// Of `secrets`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum SecretsCommand {
+    /// Give a secret its value, from a prompt or from standard input
+    Set(SetSecretArgs),
+    /// The tenant's secrets: names, versions and who uses them, never values
+    List,
+    /// Forget a secret; its value is destroyed
+    Rm(RemoveSecretArgs),
+}
+
+/// Of `secrets set`.
+#[derive(Debug, Args)]
+pub(crate) struct SetSecretArgs {
+    /// Its name; the value is no argument
+    pub(crate) name: String,
+    /// Take standard input as it is; otherwise one line ending at its end is left out
+    #[arg(long)]
+    pub(crate) exact: bool,
+}
+
+/// Of `secrets rm`.
+#[derive(Debug, Args)]
+pub(crate) struct RemoveSecretArgs {
+    /// Its name
+    pub(crate) name: String,
 }
 
 /// Of `machines`.

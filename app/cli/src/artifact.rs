@@ -49,28 +49,36 @@ impl Item {
 
     /// The component at `file`, to be uploaded as `path`. `named` says which key names it, and where.
     pub(crate) fn component(path: &str, file: &Path, named: &str) -> Result<Self> {
+        Self::file(path, file, named, &COMPONENTS)
+    }
+
+    /// The file of an image at `file`, as above. What is in it, the platform's machines look at.
+    pub(crate) fn image(path: &str, file: &Path, named: &str) -> Result<Self> {
+        Self::file(path, file, named, &IMAGES)
+    }
+
+    fn file(path: &str, file: &Path, named: &str, form: &Form) -> Result<Self> {
         let shown = file.display();
         let failure = |code, what: String| Failure::new(code, format!("{shown} {what} ({named})."));
         let unreadable =
-            |error: io::Error| failure(Code::NoComponent, format!("cannot be read: {error}"));
+            |error: io::Error| failure(form.missing, format!("cannot be read: {error}"));
         let mut opened = match File::open(file) {
             Ok(opened) => opened,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(failure(Code::NoComponent, "is not there".to_owned())
-                    .fix("Build it first, or name the command that does in build.command."));
+                let failure = failure(form.missing, "is not there".to_owned());
+                return Err(failure.fix(form.make));
             }
             Err(error) => return Err(unreadable(error)),
         };
         if !opened.metadata().map_err(unreadable)?.is_file() {
-            return Err(failure(Code::NoComponent, "is not a file".to_owned()));
+            return Err(failure(form.missing, "is not a file".to_owned()));
         }
         let mut begin = Vec::new();
         (&opened)
             .take(8)
             .read_to_end(&mut begin)
             .map_err(unreadable)?;
-        check_preamble(&begin)
-            .map_err(|wrong| failure(Code::NotAComponent, wrong.what).fix(wrong.fix))?;
+        (form.check)(&begin).map_err(|wrong| failure(form.wrong, wrong.what).fix(wrong.fix))?;
         opened.rewind().map_err(unreadable)?;
         let mut hasher = blake3::Hasher::new();
         hasher.update_reader(&opened).map_err(unreadable)?;
@@ -78,7 +86,7 @@ impl Item {
         if size > FILE_LEN_MAX {
             let (size, max) = (output::size(size), output::size(FILE_LEN_MAX));
             let what = format!("has {size}, and {max} are allowed");
-            return Err(failure(Code::NotAComponent, what));
+            return Err(failure(form.wrong, what));
         }
         let digest = Digest(*hasher.finalize().as_bytes());
         let listed = ArtifactFile {
@@ -91,6 +99,49 @@ impl Item {
             content: Content::File(opened),
         })
     }
+}
+
+/// What is asked of a file, and said if it is not so.
+struct Form {
+    missing: Code,
+    wrong: Code,
+    make: &'static str,
+    check: fn(&[u8]) -> std::result::Result<(), Wrong>,
+}
+
+const COMPONENTS: Form = Form {
+    missing: Code::NoComponent,
+    wrong: Code::NotAComponent,
+    make: "Build it first, or name the command that does in build.command.",
+    check: check_preamble,
+};
+
+const IMAGES: Form = Form {
+    missing: Code::NoImage,
+    wrong: Code::NotAnImage,
+    make: "Save it first: docker save -o <file> <image>",
+    check: check_archive,
+};
+
+/// How files begin that are compressed as a whole, which no machine takes.
+const COMPRESSED: [(&[u8], &str); 4] = [
+    (b"\x1f\x8b", "gzip"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    (b"\xfd7zXZ\0", "xz"),
+    (b"BZh", "bzip2"),
+];
+
+fn check_archive(begin: &[u8]) -> std::result::Result<(), Wrong> {
+    let compressed = COMPRESSED
+        .iter()
+        .find(|(magic, _)| begin.starts_with(magic));
+    let what = match compressed {
+        Some((_, name)) => format!("is compressed with {name}"),
+        None if begin.is_empty() => "is empty".to_owned(),
+        None => return Ok(()),
+    };
+    let fix = "Save it as a plain tar file: its layers may be compressed, the file may not.";
+    Err(Wrong { what, fix })
 }
 
 fn plain(path: &str) -> ArtifactPath {
@@ -136,6 +187,18 @@ fn check_preamble(begin: &[u8]) -> std::result::Result<(), Wrong> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn archives() {
+        let check = |begin: &[u8], part: &str| {
+            let wrong = check_archive(begin).unwrap_err();
+            assert!(wrong.what.contains(part), "{begin:?}: {}", wrong.what);
+        };
+        check_archive(b"index.js").unwrap();
+        check(b"\x1f\x8b\x08\0\0\0\0\0", "with gzip");
+        check(b"BZh91AY&", "with bzip2");
+        check(b"", "is empty");
+    }
 
     #[test]
     fn preambles() {

@@ -15,7 +15,8 @@ use tabbify_api::artifact::ArtifactPath;
 use tabbify_api::auth::{Identity, WHOAMI_PATH};
 use tabbify_api::error::ErrorCode;
 use tabbify_api::machines::{MACHINES_PATH, MachineList, MachineView};
-use tabbify_types::{AppId, DeployId, SigningKeyId, VersionNumber};
+use tabbify_api::secrets::{SECRETS_PATH, SecretList, SecretView};
+use tabbify_types::{AppId, DeployId, SecretName, SigningKeyId, VersionNumber};
 use ureq::http::Method;
 
 use crate::error::{Code, Exit, Failure, Result, exit_of};
@@ -97,6 +98,34 @@ impl Client {
     pub(crate) fn machines(&self) -> Result<Vec<MachineView>> {
         let list: MachineList = self.call(&Request::get(MACHINES_PATH))?.json(&self.http)?;
         Ok(list.machines)
+    }
+
+    pub(crate) fn secrets(&self) -> Result<Vec<SecretView>> {
+        let list: SecretList = self.call(&Request::get(SECRETS_PATH))?.json(&self.http)?;
+        Ok(list.secrets)
+    }
+
+    /// Not repeated: a second value is a second version.
+    pub(crate) fn set_secret(&self, name: &SecretName, value: &[u8]) -> Result<SecretView> {
+        let request = Request {
+            method: Method::PUT,
+            path: format!("{SECRETS_PATH}/{name}"),
+            payload: Payload::Bytes(value),
+            repeat: Repeat::Never,
+            wait: Duration::ZERO,
+        };
+        self.call(&request)?.json(&self.http)
+    }
+
+    pub(crate) fn remove_secret(&self, name: &SecretName) -> Result<()> {
+        let request = Request {
+            method: Method::DELETE,
+            path: format!("{SECRETS_PATH}/{name}"),
+            payload: Payload::None,
+            repeat: Repeat::Never,
+            wait: Duration::ZERO,
+        };
+        self.call(&request).map(|_| ())
     }
 
     pub(crate) fn app(&self, app: AppId) -> Result<AppView> {

@@ -11,6 +11,7 @@ mod machines;
 mod node;
 mod open;
 mod push;
+mod secrets;
 mod status;
 mod token;
 mod whoami;
@@ -18,7 +19,7 @@ mod whoami;
 use tabbify_api::apps::AppView;
 use tabbify_types::{AppId, AppName};
 
-use crate::args::{Cli, Command, Global, MachinesCommand, NodeCommand};
+use crate::args::{Cli, Command, Global, MachinesCommand, NodeCommand, SecretsCommand};
 use crate::client::Client;
 use crate::env::Environment;
 use crate::error::{Code, Exit, Failure, Result};
@@ -40,6 +41,10 @@ pub(crate) fn run(cli: Cli) -> Result<Exit> {
         Command::Init(args) => init::run(&tool, args),
         Command::Push(args) => push::run(&tool, args),
         Command::Deploy(args) => deploy::run(&tool, args),
+        Command::Restart(args) => deploy::again(&tool, args),
+        Command::Secrets(SecretsCommand::Set(args)) => secrets::set(&tool, args),
+        Command::Secrets(SecretsCommand::List) => secrets::list(&tool),
+        Command::Secrets(SecretsCommand::Rm(args)) => secrets::remove(&tool, args),
         Command::Status => status::run(&tool),
         Command::Apps => apps::run(&tool),
         Command::Logs(args) => logs::run(&tool, args),

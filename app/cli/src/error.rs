@@ -74,6 +74,10 @@ codes! {
     LockMismatch = "lock_mismatch", Usage;
     /// The name belongs to an app that this folder has no lock of.
     NameTaken = "name_taken", Usage;
+    /// The tenant has no secret that the app names.
+    SecretMissing = "secret_missing", Usage;
+    /// What was given is no value of a secret.
+    NoValue = "no_value", Usage;
     /// The platform has no such app.
     UnknownApp = "unknown_app", Usage;
     /// A file of the user cannot be read or written.
@@ -88,6 +92,10 @@ codes! {
     NoComponent = "no_component", App;
     /// The file is not a WebAssembly component.
     NotAComponent = "not_a_component", App;
+    /// The manifest names the file of an image that is not there.
+    NoImage = "no_image", App;
+    /// The file is not that of an image.
+    NotAnImage = "not_an_image", App;
     /// The deploy ended without success and without a fault of the platform.
     NotDeployed = "not_deployed", App;
     /// Nothing answers at the server's address.
@@ -178,6 +186,8 @@ pub(crate) const fn exit_of(code: ErrorCode) -> Exit {
         | ErrorCode::NotSupportedYet
         | ErrorCode::UnknownConsumer
         | ErrorCode::NotParked
+        | ErrorCode::SecretMissing
+        | ErrorCode::SecretLimit
         | ErrorCode::IdConflict
         | ErrorCode::ConsumerExists
         | ErrorCode::ConsumerLimit
@@ -229,9 +239,14 @@ pub(crate) fn exit_of_deploy(code: &str) -> Exit {
             FailureReason::NotAComponent
             | FailureReason::WrongWorld
             | FailureReason::Unhealthy
-            | FailureReason::Exited,
+            | FailureReason::Exited
+            | FailureReason::Image
+            | FailureReason::Secret
+            | FailureReason::Memory,
         ) => Exit::App,
-        Ok(FailureReason::Artifact | FailureReason::Spawn) => Exit::Platform,
+        Ok(FailureReason::Artifact | FailureReason::Spawn | FailureReason::Runtime) => {
+            Exit::Platform
+        }
         Err(_) => ErrorCode::from_code(code).map_or(Exit::Platform, exit_of),
     }
 }

@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use tabbify_api::fold;
 use tabbify_types::event::Event;
-use tabbify_types::event::v1::{InstanceRef, LeaseGranted, RunConfig};
+use tabbify_types::event::v1::{InstanceRef, LeaseGranted, Placement, RunConfig};
 use tabbify_types::{
-    AppName, DeployId, Digest, Epoch, EventId, HostName, InstanceId, MeshKey, Position, Rev,
-    SlotId, Tenant, Timestamp, VersionNumber,
+    AppName, ByteSize, DeployId, Digest, Epoch, EventId, HostName, InstanceId, MeshKey, Position,
+    Rev, SlotId, Tenant, Timestamp, VersionNumber,
 };
 
 use crate::trouble::Mark;
@@ -41,6 +41,8 @@ pub struct Instance {
     pub slot: SlotId,
     /// Its fence.
     pub epoch: Epoch,
+    /// The most memory that it may use.
+    pub memory: ByteSize,
     /// How far its machine says that it has come.
     pub reported: Phase,
     /// The WireGuard key that it made, once started.
@@ -60,6 +62,8 @@ pub struct Release {
     pub artifact: Digest,
     /// What an instance needs to run.
     pub run: RunConfig,
+    /// Where it may run.
+    pub placement: Placement,
 }
 
 /// The deploy under way.
@@ -82,6 +86,8 @@ pub struct Serving {
     pub version: VersionNumber,
     /// The instance that the app's address means.
     pub primary: InstanceId,
+    /// All that get traffic.
+    pub instances: BTreeSet<InstanceId>,
 }
 
 /// Something that has not been answered yet.
@@ -145,6 +151,8 @@ pub struct App {
     pub replaced: u32,
     /// Since when it cannot run, and nothing can be done about it.
     pub unavailable: Option<Mark>,
+    /// The machine where its volume was made, if it has one.
+    pub volume_on: Option<HostName>,
     /// Live leases.
     pub leases: BTreeMap<InstanceId, LeaseGranted>,
     /// Attempts that were requested, so that a request counts once.
@@ -170,21 +178,38 @@ impl App {
             successor: None,
             replaced: 0,
             unavailable: None,
+            volume_on: None,
             leases: BTreeMap::new(),
             deploys: BTreeSet::new(),
         }
     }
 
-    /// Whether a newer instance has taken the slot over, and gets the traffic: the lease of an earlier
-    /// one is not renewed. While the newer one is only starting, the one before it holds the slot.
+    /// Whether a newer instance has taken the slot over, and gets traffic: the lease of an earlier one is not
+    /// renewed. While the newer one is only starting, the one before it holds the slot. Epochs of other slots
+    /// say nothing: each replica has its own.
     #[must_use]
     pub fn is_fenced(&self, lease: &LeaseGranted) -> bool {
-        let primary = self.serving.as_ref().map(|serving| serving.primary);
-        let primary = primary.and_then(|primary| self.leases.get(&primary));
-        primary.is_some_and(|primary| primary.slot == lease.slot && primary.epoch > lease.epoch)
+        let Some(serving) = &self.serving else {
+            return false;
+        };
+        let all = serving.instances.iter().chain([&serving.primary]);
+        let mut leases = all.filter_map(|instance| self.leases.get(instance));
+        leases.any(|newer| newer.slot == lease.slot && newer.epoch > lease.epoch)
     }
 
-    /// The version that really serves: its instance has not ended, and can be reached.
+    /// Instances that have not ended and have the app's volume.
+    pub fn holders(&self) -> impl Iterator<Item = InstanceId> {
+        let has_one = |it: &Instance| {
+            let release = self.releases.get(&it.version);
+            release.is_some_and(|release| release.placement.volume)
+        };
+        let living = self.instances.iter();
+        living
+            .filter(move |(_, it)| has_one(it))
+            .map(|(instance, _)| *instance)
+    }
+
+    /// The version that really serves: its instance has not ended nor is told to, and can be reached.
     #[must_use]
     pub fn served(&self) -> Option<VersionNumber> {
         let serving = self
@@ -192,6 +217,58 @@ impl App {
             .as_ref()
             .filter(|_| self.unavailable.is_none())?;
         let primary = self.instances.get(&serving.primary)?;
-        (primary.reported < Phase::Ended).then_some(serving.version)
+        let serves = primary.reported < Phase::Ended && !primary.stop_requested;
+        serves.then_some(serving.version)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tabbify_types::AppId;
+
+    use super::*;
+
+    /// An app with a lease for each of these: instance, ordinal, epoch; the first is the primary of those
+    /// that serve.
+    fn app(leases: &[(u32, u16, u32)], serve: &[u32]) -> App {
+        let id = AppId::mint();
+        let mut app = App::new(Tenant::main(), "shop".parse().unwrap());
+        for (instance, ordinal, epoch) in leases.iter().copied() {
+            let lease = LeaseGranted {
+                app: id,
+                tenant: Tenant::main(),
+                slot: SlotId { target: 0, ordinal },
+                epoch: Epoch(epoch),
+                instance: InstanceId(instance),
+                key: MeshKey([0; 32]),
+                host: "box1".parse().unwrap(),
+            };
+            app.leases.insert(InstanceId(instance), lease);
+        }
+        app.serving = serve.first().map(|primary| Serving {
+            deploy: DeployId::mint(),
+            version: VersionNumber(1),
+            primary: InstanceId(*primary),
+            instances: serve.iter().copied().map(InstanceId).collect(),
+        });
+        app
+    }
+
+    #[test]
+    fn a_newer_instance_of_the_same_slot_fences_and_no_other() {
+        let check = |leases: &[(u32, u16, u32)], serve: &[u32], fenced: &[u32]| {
+            let app = app(leases, serve);
+            let found = app.leases.iter().filter(|(_, lease)| app.is_fenced(lease));
+            let found: Vec<u32> = found.map(|(instance, _)| instance.get()).collect();
+            assert_eq!(found, fenced, "{leases:?} {serve:?}");
+        };
+        check(&[(1, 0, 1), (2, 0, 2)], &[], &[]);
+        check(&[(1, 0, 1), (2, 0, 2)], &[1], &[]);
+        check(&[(1, 0, 1), (2, 0, 2)], &[2], &[1]);
+        // Two replicas, of which the second was replaced often: the first has a small epoch and serves.
+        let replicas = [(1, 0, 1), (2, 1, 1), (3, 1, 2), (4, 1, 7)];
+        check(&replicas, &[1, 4], &[2, 3]);
+        check(&replicas, &[1, 2], &[]);
+        check(&replicas, &[4, 1], &[2, 3]);
     }
 }

@@ -1,7 +1,7 @@
 //! What the coordinator is told about the machine that it runs on.
 
 use tabbify_types::event::v1::Capability;
-use tabbify_types::{HostName, MeshKey};
+use tabbify_types::{ByteSize, HostName, MeshKey};
 
 /// The machine of this process, as it joins.
 #[derive(Debug, Clone)]
@@ -14,4 +14,6 @@ pub struct Config {
     pub tags: Vec<String>,
     /// What it has been seen to be able to do.
     pub capabilities: Vec<Capability>,
+    /// The memory that it has for apps; none if that is not known: then as much is placed as is asked for.
+    pub memory: Option<ByteSize>,
 }

@@ -21,6 +21,7 @@ use crate::Config;
 use crate::join::JoinError;
 use crate::leases::{Candidates, Holder, holder, lease};
 use crate::machines::Machines;
+use crate::place::OVERCOMMIT_PERCENT;
 use crate::refusal::Refusal;
 use crate::shell::Shell;
 use crate::soft::Soft;
@@ -71,6 +72,9 @@ pub struct Options {
     pub outage_grace: Duration,
     /// How long nothing is heard of a machine before it is declared lost, and its apps go elsewhere.
     pub lost_after: Duration,
+    /// How much of a machine's memory may be promised to apps on it, in hundredths: more than a hundred
+    /// overcommits it.
+    pub overcommit_percent: u32,
     /// What members are told that helps them to find each other.
     pub helpers: Helpers,
 }
@@ -84,6 +88,7 @@ impl Options {
             snapshots: None,
             outage_grace: OUTAGE_GRACE,
             lost_after: LOST_AFTER,
+            overcommit_percent: OVERCOMMIT_PERCENT,
             helpers: Helpers::default(),
         }
     }
@@ -102,6 +107,13 @@ impl Options {
         self
     }
 
+    /// The same, with so many hundredths of a machine's memory promised to apps at most.
+    #[must_use]
+    pub const fn overcommit_percent(mut self, percent: u32) -> Self {
+        self.overcommit_percent = percent;
+        self
+    }
+
     /// The same, with snapshots in a directory.
     #[must_use]
     pub fn snapshots(mut self, dir: PathBuf) -> Self {
@@ -116,6 +128,7 @@ impl fmt::Debug for Options {
             .field("snapshots", &self.snapshots)
             .field("outage_grace", &self.outage_grace)
             .field("lost_after", &self.lost_after)
+            .field("overcommit_percent", &self.overcommit_percent)
             .finish_non_exhaustive()
     }
 }
@@ -185,7 +198,8 @@ impl Coordinator {
         let watchers = Watchers::default();
         let dir = options.snapshots.as_deref();
         let follow = Follow::open(State::default(), Arc::clone(&log), dir, Arc::clone(&clock));
-        let mut shell = Shell::new(Arc::clone(&log), follow, watchers.clone());
+        let percent = options.overcommit_percent;
+        let mut shell = Shell::new(Arc::clone(&log), follow, watchers.clone(), percent);
         shell.catch_up().await.map_err(StartError::Follow)?;
         if let Some(config) = member {
             shell.join(config).await?;
@@ -207,7 +221,8 @@ impl Coordinator {
             options,
             clock,
         }));
-        let (machines, stop) = (Machines::new(member), tasks.token());
+        let machines = Machines::new(member, this.lost_after());
+        let stop = tasks.token();
         let watching = this.clone();
         tasks.spawn("coordinator-machines", Importance::Essential, async move {
             let _ = stop.run_until_cancelled(machines.watch(watching)).await;
@@ -283,10 +298,44 @@ impl Coordinator {
         })
     }
 
-    /// Waits until what is in the log by now is known, or for a while.
-    pub(crate) async fn catch_up(&self) {
+    /// What `look` finds in what is known. Whatever is not there is refused only after all that is in the log
+    /// has been read: who has just started, or is behind another coordinator, knows less than whoever asks.
+    pub(crate) async fn find<T>(
+        &self,
+        look: impl Fn() -> Result<T, Refusal>,
+    ) -> Result<T, Refusal> {
+        let position = || self.0.folded.read(|view| view.position);
+        let before = position();
+        match look() {
+            Err(refusal) if refusal.is_unknown() => {
+                self.catch_up().await?;
+                if position() == before {
+                    return Err(refusal);
+                }
+                look()
+            }
+            found => found,
+        }
+    }
+
+    /// Waits until all that is in the log by now is known.
+    ///
+    /// # Errors
+    /// [`Refusal::Unavailable`] while the log is away, or after a while.
+    pub(crate) async fn catch_up(&self) -> Result<(), Refusal> {
         let head = self.0.log.head();
-        self.0.folded.reach(head, FOLDED_WITHIN).await;
+        let caught_up = self.0.folded.find(|view| match &view.link {
+            Link::Away { reason } => Some(Err(format!("the log is away: {reason}"))),
+            Link::Live if view.position >= head => Some(Ok(())),
+            Link::Live | Link::CatchingUp => None,
+        });
+        match tokio::time::timeout(FOLDED_WITHIN, caught_up).await {
+            Ok(Some(told)) => told.map_err(Refusal::Unavailable),
+            Ok(None) | Err(_) => {
+                let text = "not all that is in the log is known here yet";
+                Err(Refusal::Unavailable(text.to_owned()))
+            }
+        }
     }
 
     /// Writes what `decide` finds missing, until nothing is.
@@ -329,16 +378,21 @@ impl Coordinator {
         heard.or_else(|| self.0.candidates.get(&key))
     }
 
-    fn signed(&self, address: Ipv6Addr) -> Result<String, ResolveError> {
-        let found = self.read(|state| {
-            let found = holder(state, Ask::Address(address))?;
-            let Holder::Instance(granted) = found else {
-                return None;
-            };
-            Some((granted.clone(), self.candidates(found)?))
+    async fn signed(&self, address: Ipv6Addr) -> Result<String, ResolveError> {
+        let ask = Ask::Address(address);
+        let found = self.find(|| {
+            let found = self.read(|state| match holder(state, ask) {
+                Some(Holder::Instance(granted)) => Some(granted.clone()),
+                Some(Holder::Host(_)) | None => None,
+            })?;
+            found.ok_or(Refusal::NoLease(ask))
         });
-        let found = found.map_err(|refusal| ResolveError::Unreachable(refusal.to_string()))?;
-        let (granted, candidates) = found.ok_or(ResolveError::NoLease(address))?;
+        let granted = found.await.map_err(|refusal| match refusal {
+            Refusal::NoLease(_) => ResolveError::NoLease(address),
+            other => ResolveError::Unreachable(other.to_string()),
+        })?;
+        let candidates = self.candidates(Holder::Instance(&granted));
+        let candidates = candidates.ok_or(ResolveError::NoLease(address))?;
         let lease = lease(granted, candidates, self.now());
         let signed = self.signer().sign_document(DocumentType::Lease, &lease);
         signed.map_err(|error| ResolveError::Refused(error.to_string()))
@@ -347,7 +401,7 @@ impl Coordinator {
 
 impl Leases for Coordinator {
     fn resolve(&self, address: Ipv6Addr) -> BoxFuture<'_, Result<String, ResolveError>> {
-        Box::pin(std::future::ready(self.signed(address)))
+        Box::pin(self.signed(address))
     }
 
     fn report_candidates(&self, key: MeshKey, candidates: Vec<SocketAddr>) {

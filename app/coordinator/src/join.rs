@@ -8,13 +8,13 @@
 use tabbify_api::log::{Append, Expect};
 use tabbify_types::event::v1::{
     AllowRule, Capability, NetworkAllocated, PeerJoined, PeerLeft, PolicyChanged,
-    SupervisorDrainRequested, SupervisorJoined,
+    SupervisorDrainRequested,
 };
 use tabbify_types::event::{Event, EventError};
 use tabbify_types::{HostName, HostUla, MeshKey, NewEvent, Segment, Tenant};
 
 use crate::Config;
-use crate::state::State;
+use crate::state::{Machine, State};
 
 /// The first network.
 const NETWORK: &str = "main";
@@ -95,8 +95,12 @@ pub fn join(state: &State, config: &Config) -> Result<Option<Append>, JoinError>
     let known = state.supervisors.get(&config.host);
     let none = known.is_none() && config.capabilities.is_empty();
     let is_lost = state.is_lost(&config.host);
-    if (known != Some(&config.capabilities) || is_lost) && !none {
-        batch.put_supervisor(&config.host, &config.capabilities)?;
+    let machine = Machine {
+        capabilities: config.capabilities.clone(),
+        memory: config.memory,
+    };
+    if (known != Some(&machine) || is_lost) && !none {
+        batch.put_supervisor(&config.host, &machine)?;
     }
     Ok(batch.finish())
 }
@@ -151,13 +155,10 @@ impl<'a> Draft<'a> {
     pub(crate) fn put_supervisor(
         &mut self,
         host: &HostName,
-        capabilities: &[Capability],
+        machine: &Machine,
     ) -> Result<(), JoinError> {
         let segment = Segment::supervisors();
-        let joined = SupervisorJoined {
-            host: host.clone(),
-            capabilities: capabilities.to_vec(),
-        };
+        let joined = machine.joined(host);
         self.put(&segment, host.as_str(), &joined.into())?;
         if let Some(drain) = self.state.drain_of(host) {
             let (host, by) = (host.clone(), drain.by.clone());

@@ -51,6 +51,7 @@ pub mod place;
 pub mod plan;
 mod refusal;
 pub mod report;
+mod resident;
 mod resolver;
 mod service;
 mod shell;
@@ -67,6 +68,7 @@ pub use coordinator::{
 };
 pub use member::CERTIFICATE_LIFE;
 pub use names::NamesOf;
+pub use place::OVERCOMMIT_PERCENT;
 pub use refusal::Refusal;
 pub use service::{Admit, ByIssuer, Limits, Service, host_order};
 pub use soft::REPORT_LIFE;
@@ -74,6 +76,6 @@ pub use state::{FoldError, State};
 pub use stats::Stats;
 // The other end, for who composes both.
 pub use tabbify_membership::{
-    Binding, Door, Invited, JoinFailed, Membership, MeshSecret, RemoteConfig, RemoteCoordinator,
-    RemoteStats, RequestFailed, TlsKey, TlsKeyError, consent, join_platform,
+    Binding, Door, Invited, JoinFailed, Leased, Membership, MeshSecret, RemoteConfig,
+    RemoteCoordinator, RemoteStats, RequestFailed, TlsKey, TlsKeyError, consent, join_platform,
 };

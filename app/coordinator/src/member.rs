@@ -4,16 +4,16 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tabbify_api::auth::issue::Admission;
+use tabbify_api::auth::issue::{API_AUDIENCE, Admission};
 use tabbify_api::coordinator::{
     Ask, EndorsedKey, Heard, HostCertificate, HostKey, Joined, PolicyOrder, REPORT_KEYS_MAX,
     Report, Resolved, ResolvedLease, SignedLease, Spawn, SpawnTicket,
 };
-use tabbify_api::policy::{self, NODE_TAG, Party, Ports, RELAY_TAG, ROLE_TAG};
+use tabbify_api::policy::{self, COORDINATOR_TAG, NODE_TAG, Party, Ports, RELAY_TAG, ROLE_TAG};
 use tabbify_process::chain;
-use tabbify_token::{DocumentType, PublicKey, TokenError, Verifier};
+use tabbify_token::{DocumentType, Kind, PublicKey, TokenError, Verifier};
 use tabbify_types::event::v1::{Capability, LeaseGranted, PeerJoined};
-use tabbify_types::{HostName, MeshKey, Position, VerifyingKeyBytes};
+use tabbify_types::{ByteSize, HostName, MeshKey, Position, Tenant, VerifyingKeyBytes};
 
 use crate::Config;
 use crate::coordinator::Coordinator;
@@ -31,8 +31,6 @@ pub const CERTIFICATE_LIFE: Duration = Duration::from_secs(24 * 3600);
 
 /// Tags of machines that hear of every app and machine: public edges and relays.
 const EDGE_TAGS: [&str; 2] = [NODE_TAG, RELAY_TAG];
-/// The tag of machines whose process decides: they report to nobody but themselves.
-const COORDINATOR_TAG: &str = "role:coordinator";
 /// LIMIT: machines with roles of the platform that a joining one is told.
 const SYSTEM_HOSTS_MAX: usize = 64;
 
@@ -44,21 +42,59 @@ impl Coordinator {
     pub(crate) async fn admit(
         &self,
         admission: Admission,
-        seen: Vec<Capability>,
+        seen: Seen,
         signing: VerifyingKeyBytes,
     ) -> Result<(HostCertificate, Joined), Refusal> {
         let config = Config {
             tags: tags_for(&admission.tenant, &admission.tags),
-            capabilities: allowed(seen, &admission.capabilities),
+            capabilities: allowed(seen.capabilities, &admission.capabilities),
+            memory: seen.memory,
             host: admission.host,
             key: admission.key,
         };
-        if self.lives_with_another_key(&config)? {
+        self.check_free(&config)?;
+        self.settle(|state| join(state, &config)).await?;
+        // It has just spoken: its silence counts from here.
+        self.0.soft.joined(&config.host);
+        self.certify(&config.key, signing)
+    }
+
+    /// Refuses, while its token can still be used, a machine that could not join with it. Whether the token
+    /// counts is auth's to say; one that does not even look so tells nothing about the machines that are
+    /// there.
+    ///
+    /// # Errors
+    /// [`Refusal::Conflict`]; [`Refusal::Unavailable`] if nobody can join now.
+    pub(crate) async fn foresee(&self, token: &str, key: MeshKey) -> Result<(), Refusal> {
+        self.catch_up().await?;
+        let verified = self
+            .verifier()?
+            .verify(token, &[Kind::Join], API_AUDIENCE, self.now());
+        let Ok(claims) = verified else {
+            return Ok(());
+        };
+        let host = claims.sub.strip_prefix("host:");
+        let Some(host) = host.and_then(|host| host.parse().ok()) else {
+            return Ok(());
+        };
+        let config = Config {
+            tags: tags_for(&claims.tenant, &claims.tags),
+            capabilities: Vec::new(),
+            memory: None,
+            host,
+            key,
+        };
+        self.check_free(&config)?;
+        self.read(|state| join(state, &config).map(drop))??;
+        Ok(())
+    }
+
+    fn check_free(&self, config: &Config) -> Result<(), Refusal> {
+        if self.lives_with_another_key(config)? {
             let text = format!("{} is a machine that lives, with another key", config.host);
             return Err(Refusal::Conflict(text));
         }
-        self.settle(|state| join(state, &config)).await?;
-        self.certify(&config.key, signing)
+        Ok(())
     }
 
     /// Whether the name is that of another machine which is heard of, or that decides here: nobody takes
@@ -164,10 +200,12 @@ impl Coordinator {
                 &spawn.ticket,
             )
             .map_err(|error| forbidden("spawn ticket", &error))?;
-        // The machine has read in the log that the instance was placed; so must we, before we judge.
-        self.catch_up().await;
-        self.settle(|state| exchange(state, &certificate, &ticket, key, self.now()))
-            .await?;
+        let judged = |state: &State| exchange(state, &certificate, &ticket, key, self.now());
+        if self.read(|state| judged(state).is_err())? {
+            // The machine has read in the log that the instance was placed; so must we, before we refuse.
+            self.catch_up().await?;
+        }
+        self.settle(judged).await?;
         self.renewed(key)
     }
 
@@ -190,7 +228,8 @@ impl Coordinator {
         let candidates = self.candidates(Holder::Instance(&granted));
         let lease = lease(granted, candidates.unwrap_or_default(), self.now());
         let lease = self.sign(DocumentType::Lease, &lease)?;
-        Ok(SignedLease { lease })
+        let now = Some(self.now());
+        Ok(SignedLease { lease, now })
     }
 
     /// Who is asked for, if policy lets the two talk. The asker is told when the answer changes.
@@ -203,6 +242,7 @@ impl Coordinator {
             target,
             ports,
             reverse,
+            rules_of,
         } = self.talk(asker, ask)?;
         let lease = match target {
             Target::Instance(granted) => {
@@ -230,6 +270,7 @@ impl Coordinator {
             lease,
             ports,
             reverse: Some(reverse),
+            rules_of,
             now: self.now(),
         })
     }
@@ -255,7 +296,7 @@ impl Coordinator {
             }
             NoTalk::Denied => {
                 count(&counters.denied);
-                Refusal::NoLease(ask)
+                Refusal::Denied(ask)
             }
         })
     }
@@ -265,8 +306,9 @@ impl Coordinator {
     /// # Errors
     /// [`Refusal::NotAMember`].
     pub(crate) fn watch(&self, key: &MeshKey, after: Option<Position>) -> Result<Watch, Refusal> {
-        let everything = self.hears_everything(key)?;
-        Ok(self.0.watchers.open(*key, everything, after))
+        self.begin_watch(key, |everything| {
+            self.0.watchers.open(*key, everything, after)
+        })
     }
 
     /// Begins a watch of a part of this process, which speaks for a member.
@@ -274,8 +316,21 @@ impl Coordinator {
     /// # Errors
     /// [`Refusal::NotAMember`].
     pub(crate) fn watch_own(&self, key: &MeshKey) -> Result<Watch, Refusal> {
-        let everything = self.hears_everything(key)?;
-        Ok(self.0.watchers.open_own(*key, everything))
+        self.begin_watch(key, |everything| self.0.watchers.open_own(*key, everything))
+    }
+
+    /// Whoever is somebody no more, or hears more or less than before, is told so by its watch from here on.
+    /// So the key is looked up again once the watch is there: what changed in between was told to nobody.
+    fn begin_watch(&self, key: &MeshKey, open: impl Fn(bool) -> Watch) -> Result<Watch, Refusal> {
+        let mut everything = self.hears_everything(key)?;
+        loop {
+            let watch = open(everything);
+            let now = self.hears_everything(key)?;
+            if now == everything {
+                return Ok(watch);
+            }
+            everything = now;
+        }
     }
 
     fn hears_everything(&self, key: &MeshKey) -> Result<bool, Refusal> {
@@ -293,7 +348,7 @@ impl Coordinator {
     ///
     /// # Errors
     /// [`Refusal`].
-    pub(crate) fn report(&self, key: &MeshKey, report: Report) -> Result<Heard, Refusal> {
+    pub(crate) fn report(&self, key: &MeshKey, report: &Report) -> Result<Heard, Refusal> {
         if report.keys.len() > REPORT_KEYS_MAX {
             let text = format!("a report of more than {REPORT_KEYS_MAX} keys");
             return Err(Refusal::Invalid(text));
@@ -310,7 +365,7 @@ impl Coordinator {
             None => Err(Refusal::NotAMember),
         })??;
         let now = self.now();
-        if !self.0.soft.report(&host, report.keys, now) {
+        if !self.0.soft.report(&host, report.keys.clone(), now) {
             return Err(Refusal::RateLimited);
         }
         let again_within = REPORT_LIFE.min(self.lost_after());
@@ -326,9 +381,11 @@ impl Coordinator {
     /// # Errors
     /// [`Refusal`].
     pub(crate) async fn left(&self, key: &MeshKey) -> Result<(), Refusal> {
-        let host = self.read(|state| state.host_keys.get(key).cloned())?;
-        let host = host.ok_or(Refusal::NotAMember)?;
-        self.remove_machine(&host).await
+        let host = self.find(|| {
+            let host = self.read(|state| state.host_keys.get(key).cloned())?;
+            host.ok_or(Refusal::NotAMember)
+        });
+        self.remove_machine(&host.await?).await
     }
 
     /// Takes a machine out of the mesh: from here on its key is nobody's, nor are those of the instances that
@@ -398,6 +455,14 @@ impl Coordinator {
     }
 }
 
+/// What a machine says of itself as it joins.
+pub(crate) struct Seen {
+    /// What it has seen work.
+    pub(crate) capabilities: Vec<Capability>,
+    /// Its memory for apps.
+    pub(crate) memory: Option<ByteSize>,
+}
+
 /// Two that may talk.
 pub(crate) struct Talk {
     /// Who was asked for.
@@ -406,6 +471,8 @@ pub(crate) struct Talk {
     pub(crate) ports: Ports,
     /// The other way round.
     pub(crate) reverse: Ports,
+    /// The tenants whose rules say so.
+    pub(crate) rules_of: Vec<Tenant>,
 }
 
 /// Who was asked for, as it leaves the state.
@@ -452,7 +519,7 @@ fn talk(state: &State, asker: &MeshKey, ask: Ask) -> Result<Talk, NoTalk> {
     let (outbound, inbound) = (reach(&asking, &asked), reach(&asked, &asking));
     let (ports, reverse, is_denied) = match ask {
         Ask::Address(_) => {
-            let is_denied = outbound.is_nothing();
+            let is_denied = !state.policy.may_find(&asking, &asked);
             (outbound, inbound, is_denied)
         }
         // Whoever was called keeps its session going, and says so in handshakes of its own.
@@ -465,10 +532,15 @@ fn talk(state: &State, asker: &MeshKey, ask: Ask) -> Result<Talk, NoTalk> {
     if is_denied {
         return Err(NoTalk::Denied);
     }
+    let mut rules_of = vec![asked.tenant];
+    if !rules_of.contains(&asking.tenant) {
+        rules_of.push(asking.tenant);
+    }
     Ok(Talk {
         target: Target::of(target),
         ports,
         reverse,
+        rules_of,
     })
 }
 

@@ -40,7 +40,7 @@ impl Coordinator {
             let asker = holder(state, Ask::Key(*asker)).ok_or(Refusal::NotAMember)?;
             let found = find(state, ask);
             let admitted = found
-                .filter(|(_, party)| state.policy.ports(&asker.party(), party).is_some())
+                .filter(|(_, party)| state.policy.may_find(&asker.party(), party))
                 .map(|(named, _)| named);
             admitted.ok_or_else(|| Refusal::Nobody(ask.clone()))
         })?;
@@ -95,11 +95,13 @@ fn host_named(state: &State, host: &HostName) -> Option<(Named, Party)> {
 
 impl Names for NamesOf {
     fn find(&self, ask: NameAsk) -> BoxFuture<'_, Result<Named, NameError>> {
-        let found = self.coordinator.name_for(&self.asker, &ask);
-        let found = found.map_err(|refusal| match refusal {
-            Refusal::Nobody(ask) => NameError::Unknown(ask),
-            other => NameError::Unreachable(other.to_string()),
-        });
-        Box::pin(async { found })
+        Box::pin(async move {
+            let look = || self.coordinator.name_for(&self.asker, &ask);
+            let found = self.coordinator.find(look).await;
+            found.map_err(|refusal| match refusal {
+                Refusal::Nobody(ask) => NameError::Unknown(ask),
+                other => NameError::Unreachable(other.to_string()),
+            })
+        })
     }
 }

@@ -3,10 +3,11 @@
 //! | cause | answer |
 //! |---|---|
 //! | deploy requested | `app_placed`, or `deploy_finished` failed; an unfinished deploy is superseded |
+//! | the same of an app with a volume | `app_stop_requested` for what has it; once that has ended, as above |
 //! | starting, drained | the fact |
 //! | started | the fact, `lease_granted` |
 //! | healthy, of the deploy or the successor | the fact, `traffic_shifted`, `deploy_finished`, `app_stop_requested` for the rest |
-//! | failed or stopped, of the deploy | the fact, `lease_released`, `deploy_finished` failed |
+//! | failed or stopped, of the deploy | the fact, `lease_released`, `deploy_finished` failed; with a volume `app_placed` of what served |
 //! | failed or stopped, of what serves | the fact, `lease_released`, `app_placed` of a successor |
 //!
 //! Then what machines leave behind that are lost or to be emptied: see `relocate`.
@@ -17,8 +18,8 @@ use std::fmt::Write as _;
 
 use tabbify_api::log::{Append, Expect};
 use tabbify_types::event::v1::{
-    AppPlaced, AppStopRequested, DeployFinished, DeployOutcome, DeploySuperseded, InstanceRef,
-    LeaseGranted, LeaseReleased, TrafficShifted,
+    AppPlaced, AppStopRequested, AppUnavailable, DeployFinished, DeployOutcome, DeploySuperseded,
+    InstanceRef, LeaseGranted, LeaseReleased, TrafficShifted, UnavailableReason,
 };
 use tabbify_types::event::{Event, EventError};
 use tabbify_types::{
@@ -27,7 +28,7 @@ use tabbify_types::{
 };
 
 use crate::app::{App, Cause, What};
-use crate::place::Room;
+use crate::place::{Room, Wanted};
 use crate::state::State;
 
 /// LIMIT: instances placed one after the other for one that died, without one of them living long.
@@ -50,17 +51,27 @@ pub struct Step {
 }
 
 /// The answers to the oldest open cause of each app that has one: what it costs does not grow with the
-/// apps that are there.
+/// apps that are there. Of a machine's memory, so many hundredths may be promised to apps.
 ///
 /// # Errors
 /// [`EventError`] if an event cannot be written: a fault of this program.
-pub fn plan(state: &State) -> Result<Vec<Step>, EventError> {
-    let (mut steps, mut room) = (Vec::new(), Room::new(state));
+pub fn plan(state: &State, overcommit_percent: u32) -> Result<Vec<Step>, EventError> {
+    let (mut steps, mut room) = (Vec::new(), Room::new(state, overcommit_percent));
     for id in &state.waiting {
-        if let Some(app) = state.apps.get(id)
-            && let Some((position, cause)) = app.open.first_key_value()
-        {
-            steps.push(answer(&mut room, *id, app, *position, cause)?);
+        let Some(app) = state.apps.get(id) else {
+            continue;
+        };
+        // A deploy that waits for a volume lets reports go first that came after it; other deploys wait, too.
+        let mut waits = false;
+        for (position, cause) in &app.open {
+            if waits && matches!(cause.what, What::Deploy { .. }) {
+                continue;
+            }
+            if let Some(step) = answer(&mut room, *id, app, *position, cause)? {
+                steps.push(step);
+                break;
+            }
+            waits = true;
         }
     }
     let mut moves = 0;
@@ -85,10 +96,16 @@ fn answer(
     app: &App,
     position: Position,
     cause: &Cause,
-) -> Result<Step, EventError> {
+) -> Result<Option<Step>, EventError> {
     let draft = || Draft::new(id, app, position, cause.id);
     let draft = match &cause.what {
         What::Deploy { deploy, version } => {
+            let mut freed = draft();
+            match freed.free_volume(room, *deploy, *version)? {
+                Volume::Free => {}
+                Volume::Held if freed.is_empty() => return Ok(None),
+                Volume::Held => return Ok(Some(freed.step())),
+            }
             let mut begun = draft();
             match begin(&mut begun, room, *deploy, *version) {
                 Ok(()) => begun,
@@ -109,11 +126,15 @@ fn answer(
             draft
         }
     };
-    Ok(Step {
-        app: id,
-        cause: position,
-        batch: draft.batch(),
-    })
+    Ok(Some(draft.step()))
+}
+
+/// Who has the volume of an app.
+enum Volume {
+    /// Nobody, or it has none.
+    Free,
+    /// Instances that are told to end.
+    Held,
 }
 
 fn begin(
@@ -126,10 +147,19 @@ fn begin(
     let Some(release) = app.releases.get(&version) else {
         return draft.fail(deploy, &format!("v{version} is not published."));
     };
-    let host = match room.pick(&app.tenant, release.run.runtime) {
+    let wanted = Wanted {
+        id: draft.id,
+        app,
+        deploy,
+        release,
+    };
+    let host = match room.pick(&wanted) {
         Ok(host) => host,
         // What is under way goes on: a deploy that cannot begin takes nothing over.
-        Err(why) => return draft.fail(deploy, &why),
+        Err(why) => {
+            draft.fail(deploy, &why)?;
+            return draft.is_down_for_its_volume(&wanted, why);
+        }
     };
     if let Some(rollout) = &app.rollout {
         let old = rollout.deploy;
@@ -245,6 +275,84 @@ impl<'a> Draft<'a> {
         self.order(&host, "placed", &placed.into())
     }
 
+    /// The answer, if this is all of it.
+    fn step(self) -> Step {
+        Step {
+            app: self.id,
+            cause: self.cause,
+            batch: self.batch(),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.orders.is_empty() && self.mesh.is_empty() && self.facts.is_empty()
+    }
+
+    /// A volume has one holder: whoever has it ends before the next one is placed. Nobody ends for a version
+    /// that no machine could run.
+    fn free_volume(
+        &mut self,
+        room: &Room<'_>,
+        deploy: DeployId,
+        version: VersionNumber,
+    ) -> Result<Volume, EventError> {
+        let app = self.app;
+        let release = app.releases.get(&version);
+        let Some(release) = release.filter(|release| release.placement.volume) else {
+            return Ok(Volume::Free);
+        };
+        let wanted = Wanted {
+            id: self.id,
+            app,
+            deploy,
+            release,
+        };
+        if app.holders().next().is_none() || !room.has_room_for(&wanted) {
+            return Ok(Volume::Free);
+        }
+        if let Some(rollout) = &app.rollout {
+            let superseded = DeploySuperseded {
+                app: self.id,
+                deploy: rollout.deploy,
+                by: deploy,
+            };
+            self.fact("superseded", &superseded.into())?;
+            self.stop(rollout.instance)?;
+        }
+        let awaited = app.rollout.as_ref().map(|rollout| rollout.instance);
+        for instance in app.holders().filter(|it| Some(*it) != awaited) {
+            self.stop(instance)?;
+        }
+        Ok(Volume::Held)
+    }
+
+    /// What served has ended so that another version could have the volume, and that one cannot begin: what
+    /// served begins again once it can.
+    fn is_down_for_its_volume(
+        &mut self,
+        wanted: &Wanted<'_>,
+        why: String,
+    ) -> Result<(), EventError> {
+        let app = self.app;
+        let lives = |it: &InstanceId| {
+            let living = app.instances.get(it);
+            living.is_some_and(|living| !living.stop_requested)
+        };
+        let Some(serving) = &app.serving else {
+            return Ok(());
+        };
+        let is_down = !lives(&serving.primary) && !app.successor.as_ref().is_some_and(lives);
+        if wanted.volume_on().is_none() || !is_down || app.unavailable.is_some() {
+            return Ok(());
+        }
+        let unavailable = AppUnavailable {
+            app: self.id,
+            reason: UnavailableReason::VolumeLost,
+            remedy: why,
+        };
+        self.fact("unavailable", &unavailable.into())
+    }
+
     /// Tells an instance to end, if it lives and has not been told.
     fn stop(&mut self, instance: InstanceId) -> Result<(), EventError> {
         let Some(living) = self.app.instances.get(&instance) else {
@@ -336,8 +444,9 @@ impl<'a> Draft<'a> {
             };
             self.mesh("released", &released.into())?;
         }
-        if let Some(rollout) = app.rollout.as_ref().filter(|it| it.instance == instance) {
-            return self.fail(rollout.deploy, detail);
+        let awaited = app.rollout.as_ref().filter(|it| it.instance == instance);
+        if let Some(rollout) = awaited {
+            self.fail(rollout.deploy, detail)?;
         }
         let Some(serving) = &app.serving else {
             return Ok(());
@@ -346,15 +455,26 @@ impl<'a> Draft<'a> {
             .instances
             .get(&instance)
             .is_some_and(|it| it.stop_requested);
-        let served = serving.primary == instance || app.successor == Some(instance);
-        if !served || told || app.replaced >= REPLACEMENTS_MAX {
-            return Ok(());
-        }
         let Some(release) = app.releases.get(&serving.version) else {
             return Ok(());
         };
+        let served = serving.primary == instance || app.successor == Some(instance);
+        // What served before had to end so that this one could have the volume: it gets it back.
+        let has_volume = release.placement.volume;
+        let gives_back =
+            awaited.is_some() && has_volume && !app.instances.contains_key(&serving.primary);
+        let is_held = has_volume && app.holders().any(|it| it != instance);
+        if !(served || gives_back) || told || is_held || app.replaced >= REPLACEMENTS_MAX {
+            return Ok(());
+        }
+        let wanted = Wanted {
+            id: self.id,
+            app,
+            deploy: serving.deploy,
+            release,
+        };
         // If no machine can take it, it stays down, as its `app_failed` says.
-        let Ok(host) = room.pick(&app.tenant, release.run.runtime) else {
+        let Some(host) = room.elsewhere(&wanted) else {
             return Ok(());
         };
         self.place_if_it_fits(serving.deploy, serving.version, host)

@@ -21,6 +21,9 @@ pub enum Refusal {
     /// Nobody holds a lease there, or policy forbids that the two talk: which of both is not told.
     #[error("no lease for {0}")]
     NoLease(Ask),
+    /// The same, where it is policy that forbids it: that is known for sure.
+    #[error("no lease for {0}")]
+    Denied(Ask),
     /// Nobody is called so, or policy forbids that the two talk: which of both is not told.
     #[error("nobody is called {0}")]
     Nobody(NameAsk),
@@ -50,7 +53,7 @@ impl Refusal {
     pub const fn code(&self) -> ErrorCode {
         match self {
             Self::NotAMember | Self::Forbidden(_) => ErrorCode::Forbidden,
-            Self::NoLease(_) => ErrorCode::NoLease,
+            Self::NoLease(_) | Self::Denied(_) => ErrorCode::NoLease,
             Self::Nobody(_) => ErrorCode::UnknownApp,
             Self::Fenced => ErrorCode::LeaseFenced,
             Self::Conflict(_) => ErrorCode::Conflict,
@@ -59,6 +62,12 @@ impl Refusal {
             Self::RateLimited => ErrorCode::RateLimited,
             Self::Unavailable(_) => ErrorCode::Unavailable,
         }
+    }
+
+    /// Whether it is refused for what is not known here: whoever has read more of the log may know it.
+    #[must_use]
+    pub const fn is_unknown(&self) -> bool {
+        matches!(self, Self::NotAMember | Self::NoLease(_) | Self::Nobody(_))
     }
 
     /// As it crosses a network.

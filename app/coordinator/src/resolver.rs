@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tabbify_api::BoxFuture;
 use tabbify_api::coordinator::Ask;
 use tabbify_api::mesh::{Changed, Changes, PeerRecord, ResolveError, Resolver};
+use tabbify_api::policy::NODE_TAG;
 use tabbify_types::{AppUla, InstanceUla, MeshKey};
 
 use crate::coordinator::Coordinator;
@@ -36,20 +37,28 @@ impl Coordinator {
 }
 
 impl Own {
-    fn find(&self, ask: Ask) -> Result<PeerRecord, ResolveError> {
-        let talk = self.coordinator.talk(&self.key, ask);
+    async fn find(&self, ask: Ask) -> Result<PeerRecord, ResolveError> {
+        let found = self.coordinator.find(|| self.look(ask)).await;
+        found.map_err(|refusal| refused(ask, &refusal))
+    }
+
+    fn look(&self, ask: Ask) -> Result<PeerRecord, Refusal> {
         let Talk {
             target,
             ports,
             reverse,
-        } = talk.map_err(|refusal| refused(ask, &refusal))?;
-        let (holder, addresses) = match &target {
+            rules_of,
+        } = self.coordinator.talk(&self.key, ask)?;
+        let (holder, addresses, is_node) = match &target {
             Target::Instance(granted) => {
                 let app = AppUla::derive(granted.app).addr();
                 let instance = InstanceUla::derive(granted.app, granted.instance).addr();
-                (Holder::Instance(granted), vec![app, instance])
+                (Holder::Instance(granted), vec![app, instance], false)
             }
-            Target::Host(peer) => (Holder::Host(peer), vec![peer.address.addr()]),
+            Target::Host(peer) => {
+                let is_node = peer.tags.iter().any(|tag| tag == NODE_TAG);
+                (Holder::Host(peer), vec![peer.address.addr()], is_node)
+            }
         };
         let (outbound, inbound) = match ask {
             Ask::Address(_) => (ports, reverse),
@@ -58,8 +67,8 @@ impl Own {
         // Whoever calls us needs not be found; whom we call does.
         let endpoints = match (self.coordinator.candidates(holder), ask, holder) {
             (Some(endpoints), ..) => endpoints,
-            (None, Ask::Address(address), Holder::Instance(_)) => {
-                return Err(ResolveError::NoLease(address));
+            (None, Ask::Address(_), Holder::Instance(_)) => {
+                return Err(Refusal::NoLease(ask));
             }
             (None, ..) => Vec::new(),
         };
@@ -69,14 +78,18 @@ impl Own {
             endpoints,
             outbound: Some(outbound),
             inbound: Some(inbound),
+            is_node,
+            rules_of,
         })
     }
 }
 
 fn refused(ask: Ask, refusal: &Refusal) -> ResolveError {
     match (refusal, ask) {
-        (Refusal::NoLease(_), Ask::Address(address)) => ResolveError::NoLease(address),
-        (Refusal::NoLease(_), Ask::Key(key)) => ResolveError::UnknownKey(key),
+        (Refusal::NoLease(_) | Refusal::Denied(_), Ask::Address(address)) => {
+            ResolveError::NoLease(address)
+        }
+        (Refusal::NoLease(_) | Refusal::Denied(_), Ask::Key(key)) => ResolveError::UnknownKey(key),
         (Refusal::Unavailable(why), _) => ResolveError::Unreachable(why.clone()),
         _ => ResolveError::Refused(refusal.to_string()),
     }
@@ -84,11 +97,11 @@ fn refused(ask: Ask, refusal: &Refusal) -> ResolveError {
 
 impl Resolver for Own {
     fn by_address(&self, address: Ipv6Addr) -> BoxFuture<'_, Result<PeerRecord, ResolveError>> {
-        Box::pin(std::future::ready(self.find(Ask::Address(address))))
+        Box::pin(self.find(Ask::Address(address)))
     }
 
     fn by_key(&self, key: MeshKey) -> BoxFuture<'_, Result<PeerRecord, ResolveError>> {
-        Box::pin(std::future::ready(self.find(Ask::Key(key))))
+        Box::pin(self.find(Ask::Key(key)))
     }
 
     fn changes(&self) -> Option<Box<dyn Changes>> {

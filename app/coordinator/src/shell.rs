@@ -35,12 +35,19 @@ pub(crate) struct Shell {
     watchers: Watchers,
     /// Whether somebody may watch.
     told: Arc<AtomicBool>,
+    /// Of a machine's memory, how many hundredths may be promised.
+    overcommit_percent: u32,
     /// Nothing is planned before the state has reached this: our own last append.
     settled: Position,
 }
 
 impl Shell {
-    pub(crate) fn new(log: Arc<dyn EventLog>, follow: Follow<State>, watchers: Watchers) -> Self {
+    pub(crate) fn new(
+        log: Arc<dyn EventLog>,
+        follow: Follow<State>,
+        watchers: Watchers,
+        overcommit_percent: u32,
+    ) -> Self {
         let news = Heap::default();
         let told = Arc::<AtomicBool>::default();
         let (heap, tells) = (Arc::clone(&news), Arc::clone(&told));
@@ -64,6 +71,7 @@ impl Shell {
             news,
             watchers,
             told,
+            overcommit_percent,
             settled: Position(0),
         }
     }
@@ -177,7 +185,8 @@ impl Shell {
         if position < self.settled || !live {
             return Ok(true);
         }
-        let steps = self.follow.read(|view| plan(&view.state));
+        let percent = self.overcommit_percent;
+        let steps = self.follow.read(|view| plan(&view.state, percent));
         for Step { app, cause, batch } in steps.map_err(StartError::Event)? {
             match self.log.append(batch).await {
                 Ok(appended) => self.settled = self.settled.max(appended.last),

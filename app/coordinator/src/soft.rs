@@ -25,6 +25,8 @@ struct Heard {
     last: Timestamp,
     /// The same by a clock that nobody sets.
     at: Option<Instant>,
+    /// When it joined here, by the same clock.
+    joined: Option<Instant>,
     keys: BTreeMap<MeshKey, Known>,
 }
 
@@ -80,10 +82,24 @@ impl Soft {
     /// When a machine was last heard.
     pub(crate) fn last_heard(&self, host: &HostName) -> Option<Timestamp> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.get(host).map(|heard| heard.last)
+        let heard = all.get(host)?;
+        heard.at.map(|_| heard.last)
     }
 
-    /// The same by the clock that only ever goes forwards.
+    /// A machine has joined here, or again.
+    pub(crate) fn joined(&self, host: &HostName) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.entry(host.clone()).or_default().joined = Some(Instant::now());
+    }
+
+    /// Its last sign of life: that it joined, or what it reported since.
+    pub(crate) fn sign_of_life(&self, host: &HostName) -> Option<Instant> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let heard = all.get(host)?;
+        heard.at.max(heard.joined)
+    }
+
+    /// When a machine was last heard by the clock that only ever goes forwards.
     pub(crate) fn heard_at(&self, host: &HostName) -> Option<Instant> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.get(host)?.at

@@ -1,9 +1,7 @@
 //! What a machine counts as: lost, back, to be emptied, empty. Pure; says nothing if it is so already.
 
 use tabbify_api::log::Append;
-use tabbify_types::event::v1::{
-    SupervisorDrainRequested, SupervisorDrained, SupervisorJoined, SupervisorLost,
-};
+use tabbify_types::event::v1::{SupervisorDrainRequested, SupervisorDrained, SupervisorLost};
 use tabbify_types::{HostName, Segment};
 
 use crate::join::{Draft, JoinError};
@@ -28,10 +26,10 @@ pub fn lost(state: &State, host: &HostName) -> Result<Option<Append>, JoinError>
 /// [`JoinError::Event`].
 pub fn back(state: &State, host: &HostName) -> Result<Option<Append>, JoinError> {
     let mut batch = Draft::new(state);
-    if let Some(capabilities) = state.supervisors.get(host)
+    if let Some(machine) = state.supervisors.get(host)
         && state.is_lost(host)
     {
-        batch.put_supervisor(host, capabilities)?;
+        batch.put_supervisor(host, machine)?;
     }
     Ok(batch.finish())
 }
@@ -72,13 +70,10 @@ pub fn drained(state: &State, host: &HostName) -> Result<Option<Append>, JoinErr
 /// [`JoinError::Event`].
 pub fn resume(state: &State, host: &HostName) -> Result<Option<Append>, JoinError> {
     let mut batch = Draft::new(state);
-    if let Some(capabilities) = state.supervisors.get(host)
+    if let Some(machine) = state.supervisors.get(host)
         && state.drain_of(host).is_some()
     {
-        let joined = SupervisorJoined {
-            host: host.clone(),
-            capabilities: capabilities.clone(),
-        };
+        let joined = machine.joined(host);
         let segment = Segment::supervisors();
         batch.put(&segment, host.as_str(), &joined.into())?;
         if state.is_lost(host) {

@@ -10,12 +10,12 @@ use tabbify_api::log::{Filter, Revs};
 use tabbify_api::policy::Policy;
 use tabbify_types::event::v1::{
     AppPlaced, AppRegistered, Capability, DeployRequested, InstanceRef, IssuerKeyRotated,
-    LeaseGranted, LeaseReleased, PeerJoined, TrafficShifted, VersionPublished,
+    LeaseGranted, LeaseReleased, PeerJoined, SupervisorJoined, TrafficShifted, VersionPublished,
 };
 use tabbify_types::event::{Event, EventError};
 use tabbify_types::{
-    AppId, AppName, AppUla, DeployId, HostName, InstanceId, MeshKey, Position, Recorded, Segment,
-    SegmentGlob, Tenant,
+    AppId, AppName, AppUla, ByteSize, DeployId, HostName, InstanceId, MeshKey, Position, Recorded,
+    Segment, SegmentGlob, Tenant,
 };
 
 use crate::app::{App, Cause, Instance, Phase, Release, Rollout, Serving, What};
@@ -42,11 +42,13 @@ pub struct State {
     /// The same by their addresses.
     pub host_addresses: BTreeMap<Ipv6Addr, HostName>,
     /// Machines that can run apps, with what they can do.
-    pub supervisors: BTreeMap<HostName, Vec<Capability>>,
+    pub supervisors: BTreeMap<HostName, Machine>,
     /// What is wrong with machines, where something is.
     pub troubles: BTreeMap<HostName, Trouble>,
     /// What was placed on each machine and has not ended.
     pub homes: BTreeMap<HostName, BTreeSet<InstanceRef>>,
+    /// The memory that those may use, in bytes.
+    pub promised: BTreeMap<HostName, u64>,
     /// Every app.
     pub apps: BTreeMap<AppId, App>,
     /// Apps by their names; the first to have one keeps it.
@@ -69,6 +71,27 @@ pub struct State {
     /// Revisions of machines, networks and policies.
     #[serde(with = "fold::pairs")]
     pub revs: Revs,
+}
+
+/// What a machine can do for apps.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Machine {
+    /// Runtimes, as checked.
+    pub capabilities: Vec<Capability>,
+    /// Its memory for apps, if it said so.
+    pub memory: Option<ByteSize>,
+}
+
+impl Machine {
+    /// That it is there, as the log has it.
+    #[must_use]
+    pub fn joined(&self, host: &HostName) -> SupervisorJoined {
+        SupervisorJoined {
+            host: host.clone(),
+            capabilities: self.capabilities.clone(),
+            memory: self.memory,
+        }
+    }
 }
 
 /// Why the log cannot be followed further.
@@ -129,7 +152,7 @@ impl Place {
 
 impl Fold for State {
     const NAME: &'static str = "coordinator";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     type News = Option<News>;
     type Error = FoldError;
 
@@ -219,7 +242,11 @@ impl State {
             Event::PeerLeft(data) => self.left(recorded, &data.host),
             Event::SupervisorJoined(data) => {
                 self.well(&data.host);
-                self.supervisors.insert(data.host, data.capabilities);
+                let machine = Machine {
+                    capabilities: data.capabilities,
+                    memory: data.memory,
+                };
+                self.supervisors.insert(data.host, machine);
                 None
             }
             Event::SupervisorLost(data) => {
@@ -338,8 +365,9 @@ impl State {
             Event::DeployFinished(data) => finished(app, data.deploy),
             Event::AppPlaced(data) => {
                 let (host, instance) = (data.host.clone(), data.instance);
+                let memory = data.run.memory;
                 placed(app, data);
-                self.moved_in(&host, InstanceRef { app: id, instance });
+                self.moved_in(&host, InstanceRef { app: id, instance }, memory);
             }
             Event::AppStopRequested(data) => {
                 if let Some(instance) = app.instances.get_mut(&data.of.instance) {
@@ -391,7 +419,8 @@ impl State {
         if let Some(key) = ended.key {
             self.keys.remove(&key);
         }
-        self.moved_out(&ended.host, InstanceRef { app: id, instance });
+        let of = InstanceRef { app: id, instance };
+        self.moved_out(&ended.host, of, ended.memory);
     }
 
     fn registered(&mut self, recorded: &Recorded, data: &AppRegistered) {
@@ -428,6 +457,7 @@ fn published(app: &mut App, data: VersionPublished) {
     app.releases.entry(data.version).or_insert(Release {
         artifact: data.artifact,
         run: data.run,
+        placement: data.placement,
     });
 }
 
@@ -457,6 +487,10 @@ fn placed(app: &mut App, data: AppPlaced) {
             instance,
         });
     }
+    let release = app.releases.get(&data.version);
+    if app.volume_on.is_none() && release.is_some_and(|it| it.placement.volume) {
+        app.volume_on = Some(data.host.clone());
+    }
     app.last_instance = app.last_instance.max(data.instance);
     let epoch = app.epochs.entry(data.slot).or_default();
     *epoch = data.epoch.max(*epoch);
@@ -466,6 +500,7 @@ fn placed(app: &mut App, data: AppPlaced) {
         host: data.host,
         slot: data.slot,
         epoch: data.epoch,
+        memory: data.run.memory,
         reported: Phase::Placed,
         key: None,
         healthy_at: None,
@@ -485,10 +520,10 @@ fn shifted(app: &mut App, data: &TrafficShifted) {
     }
     app.successor = None;
     app.unavailable = None;
-    let (deploy, version, primary) = (data.deploy, data.version, data.primary);
     app.serving = Some(Serving {
-        deploy,
-        version,
-        primary,
+        deploy: data.deploy,
+        version: data.version,
+        primary: data.primary,
+        instances: data.instances.iter().copied().collect(),
     });
 }

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 use tabbify_types::event::v1::{InstanceRef, SupervisorDrainRequested};
-use tabbify_types::{AppId, EventId, HostName, Position, Recorded, Timestamp};
+use tabbify_types::{AppId, ByteSize, EventId, HostName, Position, Recorded, Timestamp};
 
 use crate::app::{App, Instance};
 use crate::report::has_lived_long;
@@ -103,6 +103,12 @@ impl State {
         self.homes.get(host).map_or(0, BTreeSet::len)
     }
 
+    /// The memory that what was placed on the machine and has not ended may use, in bytes.
+    #[must_use]
+    pub fn promised(&self, host: &HostName) -> u64 {
+        self.promised.get(host).copied().unwrap_or_default()
+    }
+
     /// Whether the instance runs where nothing stands against it.
     pub(crate) fn is_well(&self, instance: &Instance) -> bool {
         !instance.stop_requested && !self.troubles.contains_key(&instance.host)
@@ -157,16 +163,24 @@ impl State {
         }
     }
 
-    pub(crate) fn moved_in(&mut self, host: &HostName, of: InstanceRef) {
-        self.homes.entry(host.clone()).or_default().insert(of);
+    pub(crate) fn moved_in(&mut self, host: &HostName, of: InstanceRef, memory: ByteSize) {
+        if self.homes.entry(host.clone()).or_default().insert(of) {
+            let promised = self.promised.entry(host.clone()).or_default();
+            *promised = promised.saturating_add(memory.bytes());
+        }
         self.look_at(of.app);
     }
 
-    pub(crate) fn moved_out(&mut self, host: &HostName, of: InstanceRef) {
+    pub(crate) fn moved_out(&mut self, host: &HostName, of: InstanceRef, memory: ByteSize) {
         if let Some(home) = self.homes.get_mut(host) {
-            home.remove(&of);
+            if home.remove(&of)
+                && let Some(promised) = self.promised.get_mut(host)
+            {
+                *promised = promised.saturating_sub(memory.bytes());
+            }
             if home.is_empty() {
                 self.homes.remove(host);
+                self.promised.remove(host);
                 // A machine that has left and has nothing any more is forgotten.
                 if self.troubles.get(host).is_some_and(|it| it.left.is_some()) {
                     self.troubles.remove(host);

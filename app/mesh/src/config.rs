@@ -27,7 +27,7 @@ pub struct Config {
     /// STUN servers that tell where we are seen, beside the relays; two at different addresses show
     /// how hard our NAT is.
     pub stun: Vec<SocketAddr>,
-    /// Ask the NAT for a port (PCP, NAT-PMP).
+    /// Ask the NAT for a port (PCP, NAT-PMP, UPnP).
     pub ask_nat: bool,
     /// Which TCP/IP stack serves it.
     pub stack: StackChoice,

@@ -30,6 +30,8 @@ const LULL: Duration = Duration::from_millis(2);
 /// LIMIT: strangers that are being looked up at once, and for how long each.
 const LOOKUPS_MAX: usize = 64;
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
+/// LIMIT: answers about one initiation that a change overtakes; then it is dropped, and the peer repeats it.
+const OVERTAKEN_MAX: usize = 16;
 /// LIMIT: errors of the socket in a row after which it counts as broken. Single ones are old ICMP
 /// messages.
 pub(crate) const ERRORS_MAX: usize = 1000;
@@ -210,31 +212,31 @@ fn look_up(
         let _permit = permit;
         let mut initiation = WgKind::HandshakeInit(initiation);
         // Asked again if something has changed meanwhile: the answer may be from before.
-        let refusal = loop {
-            let doubts = endpoint.doubts();
+        for _ in 0..OVERTAKEN_MAX {
+            let asked = endpoint.doubts.ask();
             let record = tokio::time::timeout(LOOKUP_TIMEOUT, endpoint.resolver.by_key(key)).await;
             match record {
                 Ok(Ok(record)) if record.key == key => {
-                    match endpoint.admit(&record, from, initiation, doubts) {
+                    match endpoint.admit(&record, asked, from, initiation) {
                         None => return,
                         Some(overtaken) => initiation = overtaken,
                     }
                 }
-                refusal => break refusal,
-            }
-        };
-        match refusal {
-            // Nobody tells: that takes the word back from nobody who had it.
-            Err(_) | Ok(Err(ResolveError::Unreachable(_) | ResolveError::Refused(_))) => {
-                tracing::debug!(peer = %key, "peer not looked up");
-                endpoint.readmit(key, from, initiation.into());
-            }
-            Ok(refusal) => {
-                tracing::debug!(peer = %key, ?refusal, "peer refused");
-                count(&endpoint.ours.counters.dropped_unknown_key);
-                endpoint.revoke(key);
+                // Nobody tells: that takes the word back from nobody who had it.
+                Err(_) | Ok(Err(ResolveError::Unreachable(_) | ResolveError::Refused(_))) => {
+                    tracing::debug!(peer = %key, "peer not looked up");
+                    return endpoint.readmit(key, from, initiation.into());
+                }
+                Ok(refusal) => {
+                    if endpoint.refuse(key, asked) {
+                        tracing::debug!(peer = %key, ?refusal, "peer refused");
+                        count(&endpoint.ours.counters.dropped_unknown_key);
+                        return;
+                    }
+                }
             }
         }
+        count(&endpoint.ours.counters.dropped_overload);
     });
 }
 

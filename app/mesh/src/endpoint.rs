@@ -1,26 +1,27 @@
 //! What the tasks of one mesh share: the registry of peers, the routes to them, the listeners.
 //!
-//! Locks are taken in the order registry, session or routes; all others alone.
+//! Locks are taken in the order registry, session or routes, doubts; all others alone.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::io::IoSlice;
 use std::net::{SocketAddr, SocketAddrV6};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use gotatun::packet::{Packet, WgKind};
-use tabbify_api::mesh::{PeerRecord, Resolver};
+use tabbify_api::mesh::{Changed, PeerRecord, Resolver};
 use tabbify_process::{Importance, Tasks};
 use tabbify_types::MeshKey;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::DialError;
+use crate::doubt::{Asked, Concern, Doubts};
 use crate::kernel::{Alias, Kernel};
 use crate::listener::Listeners;
 use crate::path::{Discovery, Hint, Path};
 use crate::peer::{Epoch, Peer, send_all};
+use crate::review::Reviews;
 use crate::session::{Ours, Outbox, Session};
 use crate::stack::ConnectError;
 use crate::stats::count;
@@ -49,8 +50,10 @@ pub(crate) struct Endpoint {
     pub(crate) listeners: Listeners,
     /// Notified when a peer has no connection left.
     pub(crate) quiet: Notify,
-    /// Counts what changed of what was answered.
-    doubts: AtomicU64,
+    /// What changed of what was answered.
+    pub(crate) doubts: Doubts,
+    /// Who is to be looked up again for it.
+    pub(crate) reviews: Reviews,
     peers: Mutex<HashMap<MeshKey, Arc<Peer>>>,
     routes: RwLock<HashMap<u32, Arc<Peer>>>,
     hints: RwLock<HashMap<Hint, Arc<Peer>>>,
@@ -68,6 +71,8 @@ impl Endpoint {
     ) -> Self {
         Self {
             public: ours.key.public(),
+            doubts: Doubts::new(Some(Arc::clone(&ours.addresses))),
+            reviews: Reviews::default(),
             ours,
             underlay,
             watched,
@@ -81,7 +86,6 @@ impl Endpoint {
             epoch: Epoch::start(),
             listeners: Listeners::default(),
             quiet: Notify::new(),
-            doubts: AtomicU64::new(0),
             peers: Mutex::default(),
             routes: RwLock::default(),
             hints: RwLock::default(),
@@ -98,22 +102,31 @@ impl Endpoint {
         peers.iter().all(|peer| peer.session().is_empty())
     }
 
-    /// Begins a connection with the peer of `record`, in a session that is there or a new one.
+    /// Begins a connection with the peer of `record`, in a session that is there or a new one. Does nothing
+    /// if something has changed since the record was asked for: it may be from before.
     pub(crate) fn connect<T>(
         self: &Arc<Self>,
         record: &PeerRecord,
+        asked: Asked,
         remote: SocketAddrV6,
         begin: impl FnOnce(&mut Session) -> Result<T, ConnectError>,
-    ) -> Result<(Arc<Peer>, T), DialError> {
+    ) -> Result<Option<(Arc<Peer>, T)>, DialError> {
         let mut peers = self.peers();
         if self.stop.is_cancelled() {
             return Err(DialError::Closed);
+        }
+        if !self.doubts.is_current(asked, Concern::of(record)) {
+            return Ok(None);
         }
         let now = self.epoch.now();
         let known = peers.get(&record.key).cloned();
         let peer = match known {
             Some(peer) => {
-                peer.session().update(record, now);
+                let mut session = peer.session();
+                if session.takes(asked) {
+                    session.update(record, now);
+                }
+                drop(session);
                 peer
             }
             None => {
@@ -127,7 +140,8 @@ impl Endpoint {
                 if !self.ours.key.contributes(record.key) {
                     return Err(DialError::Unreachable(remote));
                 }
-                let session = Session::new(self.ours.clone(), record, now);
+                let mut session = Session::new(self.ours.clone(), record, now);
+                session.takes(asked);
                 self.add(&mut peers, record.key, session, Outbox::default())
             }
         };
@@ -148,24 +162,24 @@ impl Endpoint {
         })?;
         drop(session);
         peer.kick();
-        Ok((peer, begun))
+        Ok(Some((peer, begun)))
     }
 
     /// Lets the peer of `record` in, whose initiation this is. Gives the initiation back if something has
-    /// changed since there were so many doubts: the record may be from before.
+    /// changed since the record was asked for: it may be from before.
     pub(crate) fn admit(
         self: &Arc<Self>,
         record: &PeerRecord,
+        asked: Asked,
         from: Path,
         initiation: WgKind,
-        doubts: u64,
     ) -> Option<WgKind> {
         let counters = &self.ours.counters;
         let mut peers = self.peers();
         if self.stop.is_cancelled() {
             return None;
         }
-        if self.doubts() != doubts {
+        if !self.doubts.is_current(asked, Concern::of(record)) {
             return Some(initiation);
         }
         let now = self.epoch.now();
@@ -173,16 +187,17 @@ impl Endpoint {
         // What may reach nothing here goes on with what we have begun, and begins nothing.
         if record.is_forbidden() || known.is_none() && !may_begin(record) {
             count(&counters.dropped_forbidden);
-            drop(peers);
             if record.is_forbidden() {
-                self.revoke(record.key);
+                self.revoke_locked(&mut peers, record.key);
             }
             return None;
         }
         if let Some(peer) = known {
             let mut session = peer.session();
-            session.update(record, now);
-            session.let_in(record.inbound.as_ref());
+            if session.takes(asked) {
+                session.update(record, now);
+                session.let_in(record.inbound.as_ref());
+            }
             drop(session);
             if !peer.deliver(from, initiation.into()) {
                 count(&counters.dropped_overload);
@@ -199,6 +214,7 @@ impl Endpoint {
         }
         // A session is made only for an initiation that the key's holder has signed.
         let mut session = Session::new(self.ours.clone(), record, now);
+        session.takes(asked);
         session.let_in(record.inbound.as_ref());
         let mut out = Outbox::default();
         session.receive(from, initiation, &self.listeners, &mut out, now);
@@ -218,9 +234,14 @@ impl Endpoint {
 
     /// Ends the session of a key that may not talk to us any more; whether there was one.
     pub(crate) fn revoke(&self, key: MeshKey) -> bool {
-        let peer = self.peers().get(&key).cloned();
-        let Some(peer) = peer else { return false };
-        self.forget(&peer);
+        self.revoke_locked(&mut self.peers(), key)
+    }
+
+    fn revoke_locked(&self, peers: &mut HashMap<MeshKey, Arc<Peer>>, key: MeshKey) -> bool {
+        let Some(peer) = peers.get(&key).cloned() else {
+            return false;
+        };
+        self.forget_locked(peers, &peer);
         // At once, whatever its task is busy with.
         peer.session().abort_all();
         peer.revoke();
@@ -228,27 +249,50 @@ impl Endpoint {
         true
     }
 
-    /// Something is not as it was answered before.
-    pub(crate) fn doubt(&self) {
-        self.doubts.fetch_add(1, Ordering::AcqRel);
+    /// Whether there is a session with this key.
+    pub(crate) fn has(&self, key: MeshKey) -> bool {
+        self.peers().contains_key(&key)
     }
 
-    /// How often something was not any more as it was answered before.
-    pub(crate) fn doubts(&self) -> u64 {
-        self.doubts.load(Ordering::Acquire)
+    /// The peers with a session that a change may concern.
+    pub(crate) fn concerned(&self, changed: &Changed) -> Vec<MeshKey> {
+        let peers: Vec<_> = self.peers().values().cloned().collect();
+        let is_concerned = |peer: &Arc<Peer>| {
+            let session = peer.session();
+            self.doubts.concerns(changed, session.concern())
+        };
+        let concerned = peers.iter().filter(|peer| is_concerned(peer));
+        concerned.map(|peer| peer.key).collect()
     }
 
-    /// The peers with a session.
-    pub(crate) fn keys(&self) -> Vec<MeshKey> {
-        self.peers().keys().copied().collect()
-    }
-
-    /// Takes what the peer, if it has a session, may reach here from now on.
-    pub(crate) fn renew(&self, record: &PeerRecord) {
-        let peer = self.peers().get(&record.key).cloned();
-        if let Some(peer) = peer {
-            peer.session().let_in(record.inbound.as_ref());
+    /// Takes what the peer, if it has a session, may reach here from now on; `false` if something has changed
+    /// since that was asked for.
+    pub(crate) fn renew(&self, record: &PeerRecord, asked: Asked) -> bool {
+        let peers = self.peers();
+        if !self.doubts.is_current(asked, Concern::of(record)) {
+            return false;
         }
+        if let Some(peer) = peers.get(&record.key) {
+            let mut session = peer.session();
+            if session.takes(asked) {
+                session.renew(record);
+            }
+        }
+        true
+    }
+
+    /// Ends the session of a key that may not talk to us, as it was answered; `false` if something has changed
+    /// since that was asked for.
+    pub(crate) fn refuse(&self, key: MeshKey, asked: Asked) -> bool {
+        let mut peers = self.peers();
+        if !self.doubts.is_current(asked, Concern::of_key(key)) {
+            return false;
+        }
+        let counts = |peer: &Arc<Peer>| peer.session().takes(asked);
+        if peers.get(&key).is_some_and(counts) {
+            self.revoke_locked(&mut peers, key);
+        }
+        true
     }
 
     /// Forgets a session that nobody needs; whether it did.

@@ -46,6 +46,7 @@ mod acknowledged;
 mod config;
 mod device;
 mod dispatch;
+mod doubt;
 mod endpoint;
 mod error;
 mod explain;
@@ -70,6 +71,7 @@ mod stream;
 mod stun;
 mod survey;
 mod underlay;
+mod upnp;
 
 pub use config::{Config, Limits, StackChoice, StackInUse};
 pub use error::{DialError, MeshError};

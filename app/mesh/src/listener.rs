@@ -32,6 +32,10 @@ pub struct Incoming {
     pub stream: Stream,
     /// Who opened it, authenticated.
     pub peer: MeshKey,
+    /// Whether the platform's word for that key names a public edge, as it was when it was opened:
+    /// [`PeerRecord::is_node`](tabbify_api::mesh::PeerRecord::is_node). Once it does not any more, the
+    /// connection ends.
+    pub is_node: bool,
     /// The peer's end; the address is one that the peer owns.
     pub remote: SocketAddrV6,
     /// Our end; says which of our addresses was dialed.
@@ -136,11 +140,13 @@ fn admit(endpoint: &Endpoint, tcp: TcpStream, from: SocketAddr) -> Option<Incomi
         let link = session.link.as_mut()?;
         let address = link.address(alias)?;
         let number = link.reserve(endpoint.ours.limits.connections_per_peer)?;
+        // Under the same lock: whoever takes it back then ends what was reserved.
+        let is_node = session.is_node();
         drop(session);
         let remote = SocketAddrV6::new(address, from.port(), 0, 0);
-        Some((Place::new(peer, number), remote))
+        Some((Place::new(peer, number), remote, is_node))
     });
-    let Some((place, remote)) = found else {
+    let Some((place, remote, is_node)) = found else {
         conn::refuse(tcp);
         return None;
     };
@@ -152,6 +158,7 @@ fn admit(endpoint: &Endpoint, tcp: TcpStream, from: SocketAddr) -> Option<Incomi
     Some(Incoming {
         stream: Stream::kernel(stream),
         peer,
+        is_node,
         remote,
         local,
     })

@@ -10,7 +10,7 @@ use gotatun::noise::index_table::IndexTable;
 use gotatun::noise::rate_limiter::RateLimiter;
 use gotatun::x25519::PublicKey;
 use rustix::process::{Resource, getrlimit};
-use tabbify_api::mesh::{PeerRecord, ResolveError, Resolver};
+use tabbify_api::mesh::{Changed, PeerRecord, ResolveError, Resolver};
 use tabbify_process::clock::{Clock as _, SystemClock};
 use tabbify_process::{Importance, Tasks};
 use tabbify_types::MeshKey;
@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout_at};
 
 use crate::dispatch::{self, HANDSHAKES_WAITING_MAX, Handshake};
+use crate::doubt::Asked;
 use crate::endpoint::Endpoint;
 use crate::kernel::{self, Kernel, KernelStream, Place};
 use crate::path::{Discovery, Surroundings};
@@ -35,6 +36,9 @@ use crate::{Config, DialError, Listener, MeshError, StackChoice, StackInUse, Sta
 /// A dialed peer that has not let anything be heard after this long is asked for new keys: it may
 /// have been restarted in place.
 const NUDGE: Duration = Duration::from_millis(500);
+
+/// The port of who only wants a session: none.
+const LOOK: u16 = 0;
 
 /// How long a closing endpoint waits, first and at most, before it asks the kernel again whether
 /// everything is acknowledged: it does not tell by itself, and an answer costs it a walk through all
@@ -274,7 +278,7 @@ impl Mesh {
     /// Cuts the sessions with a key off, at once; whether there was one. It comes back if the resolver still
     /// knows it. What [`Resolver::changes`] tells does this by itself.
     pub fn revoke(&self, key: MeshKey) -> bool {
-        self.endpoint.doubt();
+        self.endpoint.doubts.add(Changed::Gone(key));
         self.endpoint.revoke(key)
     }
 
@@ -305,9 +309,13 @@ impl Mesh {
     pub async fn dial(&self, remote: SocketAddrV6) -> Result<Stream, DialError> {
         let started = Instant::now();
         let deadline = started + self.endpoint.ours.limits.dial_timeout;
-        let record = self.find(remote, deadline).await?;
-        let since = self.endpoint.epoch.now();
-        let (peer, attempt) = self.attempt(&record, remote)?;
+        let (since, peer, attempt) = loop {
+            let (record, asked) = self.find(remote, deadline).await?;
+            let since = self.endpoint.epoch.now();
+            if let Some((peer, attempt)) = self.attempt(&record, asked, remote)? {
+                break (since, peer, attempt);
+            }
+        };
         let mut dialed = timeout_at(started + NUDGE, attempt.dialed()).await;
         if dialed.is_err() {
             peer.session().nudge(since);
@@ -354,25 +362,32 @@ impl Mesh {
         quiet
     }
 
-    /// Begins to connect.
+    /// Begins to connect, if the record still counts.
     fn attempt(
         &self,
         record: &PeerRecord,
+        asked: Asked,
         remote: SocketAddrV6,
-    ) -> Result<(Arc<Peer>, Attempt), DialError> {
-        let Some(kernel) = &self.endpoint.kernel else {
+    ) -> Result<Option<(Arc<Peer>, Attempt)>, DialError> {
+        let endpoint = &self.endpoint;
+        let Some(kernel) = &endpoint.kernel else {
             let connect = |session: &mut Session| session.connect(remote);
-            let (peer, id) = self.endpoint.connect(record, remote, connect)?;
-            let stream = UserStream::new(Arc::clone(&peer), id);
-            return Ok((peer, Attempt::User(stream)));
+            let begun = endpoint.connect(record, asked, remote, connect)?;
+            return Ok(begun.map(|(peer, id)| {
+                let stream = UserStream::new(Arc::clone(&peer), id);
+                (peer, Attempt::User(stream))
+            }));
         };
         let reserve = |session: &mut Session| session.reserve(*remote.ip());
-        let (peer, (number, alias)) = self.endpoint.connect(record, remote, reserve)?;
+        let begun = endpoint.connect(record, asked, remote, reserve)?;
+        let Some((peer, (number, alias))) = begun else {
+            return Ok(None);
+        };
         let place = Place::new(Arc::clone(&peer), number);
         let begin = |socket| KernelStream::begin(socket, place, alias.address(), remote);
         match kernel.sockets.take().and_then(begin) {
-            Ok(stream) => Ok((peer, Attempt::Kernel(stream))),
-            Err(_) if self.endpoint.stop.is_cancelled() => Err(DialError::Closed),
+            Ok(stream) => Ok(Some((peer, Attempt::Kernel(stream)))),
+            Err(_) if endpoint.stop.is_cancelled() => Err(DialError::Closed),
             Err(error) => {
                 // It has run out of descriptors, as good as always.
                 tracing::warn!(%error, "no socket to dial with");
@@ -385,23 +400,24 @@ impl Mesh {
         }
     }
 
-    /// Who is behind an address, as it is when it is dialed.
-    async fn find(&self, remote: SocketAddrV6, deadline: Instant) -> Result<PeerRecord, DialError> {
-        loop {
-            let doubts = self.endpoint.doubts();
-            let record = self.resolve(remote, deadline).await?;
-            let ports = record.outbound.as_ref();
-            if ports.is_some_and(|ports| !ports.admit(remote.port())) {
-                return Err(DialError::Forbidden(remote));
-            }
-            if record.endpoints.is_empty() {
-                self.await_relay(deadline).await;
-            }
-            // What has changed meanwhile, somebody has waited for.
-            if self.endpoint.doubts() == doubts || Instant::now() >= deadline {
-                return Ok(record);
-            }
+    /// Who is behind an address, and when that was asked for. Where changes overtake every answer, it is like
+    /// nobody answers in time.
+    async fn find(
+        &self,
+        remote: SocketAddrV6,
+        deadline: Instant,
+    ) -> Result<(PeerRecord, Asked), DialError> {
+        let asked = self.endpoint.doubts.ask();
+        let record = self.resolve(remote, deadline).await?;
+        let ports = record.outbound.as_ref();
+        // No port at all is meant by a look, which opens none.
+        if remote.port() != LOOK && ports.is_some_and(|ports| !ports.admit(remote.port())) {
+            return Err(DialError::Forbidden(remote));
         }
+        if record.endpoints.is_empty() {
+            self.await_relay(deadline).await;
+        }
+        Ok((record, asked))
     }
 
     pub(crate) const fn endpoint(&self) -> &Arc<Endpoint> {
@@ -414,13 +430,14 @@ impl Mesh {
         address: Ipv6Addr,
         deadline: Instant,
     ) -> Result<Arc<Peer>, DialError> {
-        let remote = SocketAddrV6::new(address, 0, 0, 0);
-        let record = self.resolve(remote, deadline).await?;
-        if record.endpoints.is_empty() {
-            self.await_relay(deadline).await;
+        let remote = SocketAddrV6::new(address, LOOK, 0, 0);
+        loop {
+            let (record, asked) = self.find(remote, deadline).await?;
+            let begun = self.endpoint.connect(&record, asked, remote, |_| Ok(()))?;
+            if let Some((peer, ())) = begun {
+                return Ok(peer);
+            }
         }
-        let (peer, ()) = self.endpoint.connect(&record, remote, |_| Ok(()))?;
-        Ok(peer)
     }
 
     /// Waits until one of our relays is connected, if we have any.
@@ -439,14 +456,19 @@ impl Mesh {
         remote: SocketAddrV6,
         deadline: Instant,
     ) -> Result<PeerRecord, DialError> {
-        let resolved = self.endpoint.resolver.by_address(*remote.ip());
-        let record = timeout_at(deadline, resolved).await.map_err(|_| {
+        let late = || {
             let source = ResolveError::Unreachable("no answer in time".to_owned());
             DialError::Resolve {
                 address: remote,
                 source,
             }
-        })?;
+        };
+        // An answer that is there at once would be taken however late it is.
+        if Instant::now() >= deadline {
+            return Err(late());
+        }
+        let resolved = self.endpoint.resolver.by_address(*remote.ip());
+        let record = timeout_at(deadline, resolved).await.map_err(|_| late())?;
         match record {
             // A record for another address would lead the bytes astray; one for ourselves has no
             // tunnel to go through.

@@ -11,6 +11,7 @@ const TCP_HEADER_LEN: usize = 20;
 const NEXT_HEADER: usize = 6;
 const TCP: u8 = 6;
 const TCP_FLAGS: usize = 13;
+const FIN: u8 = 0x01;
 const SYN: u8 = 0x02;
 const RST: u8 = 0x04;
 const ACK: u8 = 0x10;
@@ -54,6 +55,23 @@ pub(crate) fn parse(bytes: &[u8]) -> Option<Inner> {
         len: IPV6_HEADER_LEN + payload_len,
         opening,
     })
+}
+
+/// Whether whoever gets one of our packets answers it: everything but an acknowledgment alone, of which
+/// nothing comes back (RFC 9293, section 3.10.7.4).
+pub(crate) fn wants_answer(packet: &[u8]) -> bool {
+    let Some(header) = packet.first_chunk::<IPV6_HEADER_LEN>() else {
+        return true;
+    };
+    let payload_len = usize::from(u16::from_be_bytes([header[4], header[5]]));
+    let segment = &packet[IPV6_HEADER_LEN..];
+    match segment.first_chunk::<TCP_HEADER_LEN>() {
+        Some(tcp) if header[NEXT_HEADER] == TCP => {
+            let header_len = usize::from(tcp[12] >> 4) * 4;
+            payload_len > header_len || tcp[TCP_FLAGS] & (SYN | FIN) != 0
+        }
+        _ => true,
+    }
 }
 
 fn opening(segment: &[u8]) -> Option<Ports> {
@@ -100,6 +118,24 @@ mod tests {
     }
 
     #[test]
+    fn an_acknowledgment_alone_is_not_answered() {
+        let mut packet = syn();
+        packet[52] = 5 << 4;
+        assert!(wants_answer(&packet), "a SYN");
+        packet[53] = ACK;
+        assert!(!wants_answer(&packet));
+        packet.extend([0; 8]);
+        assert!(!wants_answer(&packet), "padding");
+        packet[5] += 1;
+        assert!(wants_answer(&packet), "a byte");
+        packet[5] -= 1;
+        packet[53] = ACK | FIN;
+        assert!(wants_answer(&packet));
+        packet[NEXT_HEADER] = 58;
+        assert!(wants_answer(&packet), "no TCP");
+    }
+
+    #[test]
     fn refuses_what_is_not_whole() {
         for len in 0..60 {
             assert_eq!(parse(&syn()[..len]), None, "{len}");
@@ -112,7 +148,7 @@ mod tests {
     proptest! {
         #[test]
         fn never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = parse(&bytes);
+            let _ = (parse(&bytes), wants_answer(&bytes));
         }
 
         #[test]

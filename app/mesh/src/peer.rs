@@ -231,13 +231,17 @@ impl Peer {
     }
 
     fn incoming(self: &Arc<Self>, id: ConnId) -> Option<Incoming> {
-        let endpoints = self.session().stack.endpoints(id);
+        let (endpoints, is_node) = {
+            let mut session = self.session();
+            (session.stack.endpoints(id), session.is_node())
+        };
         // Taken over before the question is answered, so that it is let go of in any case.
         let stream = Stream::user(UserStream::new(Arc::clone(self), id));
         let (local, remote) = endpoints?;
         Some(Incoming {
             stream,
             peer: self.key,
+            is_node,
             remote,
             local,
         })

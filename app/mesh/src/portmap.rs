@@ -1,6 +1,6 @@
 //! Asking the NAT for a port: PCP (RFC 6887), or NAT-PMP (RFC 6886) where the NAT knows no better; the
-//! client's half of both, for one UDP port. Sans-IO: datagrams and the time come in, requests come
-//! out. Takes hostile bytes.
+//! client's half of both, for one UDP port. Where it knows neither, somebody is to ask over UPnP. Sans-IO:
+//! datagrams and the time come in, requests come out. Takes hostile bytes.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 
@@ -8,8 +8,8 @@ use smoltcp::time::{Duration, Instant};
 
 /// Where a NAT is asked.
 const PORT: u16 = 5351;
-/// What is asked for, renewed when half of what was given is over.
-const LIFETIME: u32 = 7200;
+/// What is asked for, in seconds, renewed when half of what was given is over.
+pub(crate) const LIFETIME: u32 = 7200;
 /// LIMIT: what a NAT may give, so that renewals are never too many nor too late.
 const LIFETIME_MIN: Duration = Duration::from_secs(120);
 const LIFETIME_MAX: Duration = Duration::from_secs(86_400);
@@ -50,6 +50,19 @@ pub(crate) struct PortMap {
     address: Option<Ipv4Addr>,
     port: Option<u16>,
     had: Option<(SocketAddr, Instant)>,
+    /// Whether what was had last was had over UPnP, which is asked first then.
+    by_upnp: bool,
+    upnp: Upnp,
+}
+
+/// Whether the NAT is asked over UPnP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Upnp {
+    No,
+    /// Somebody is to.
+    Due,
+    /// Somebody does.
+    Asked,
 }
 
 /// What an answer says.
@@ -77,6 +90,8 @@ impl PortMap {
             address: None,
             port: None,
             had: None,
+            by_upnp: false,
+            upnp: Upnp::No,
         }
     }
 
@@ -101,8 +116,8 @@ impl PortMap {
         if now < self.next {
             return Vec::new();
         }
-        if self.attempts >= ATTEMPTS_MAX {
-            self.rest(now + PAUSE);
+        if self.attempts >= ATTEMPTS_MAX || self.by_upnp {
+            self.turn_to_upnp(now);
             return Vec::new();
         }
         if self.attempts == 0 {
@@ -132,7 +147,7 @@ impl PortMap {
                 self.attempts = 0;
                 self.next = now;
             }
-            Some(Answer::Refused) => self.rest(now + PAUSE),
+            Some(Answer::Refused) => self.turn_to_upnp(now),
             Some(Answer::Mapped(external, seconds)) => self.have(external, seconds, now),
             Some(Answer::Address(address)) => {
                 self.address = Some(address);
@@ -144,6 +159,38 @@ impl PortMap {
             }
         }
         true
+    }
+
+    /// Whether the NAT is to be asked over UPnP now; whoever hears it asks for [`LIFETIME`] seconds, and says
+    /// what came of it.
+    pub(crate) fn takes_upnp(&mut self) -> bool {
+        let is_due = self.upnp == Upnp::Due;
+        if is_due {
+            self.upnp = Upnp::Asked;
+        }
+        is_due
+    }
+
+    /// What the NAT gives over UPnP, if it does.
+    pub(crate) fn answered(&mut self, external: Option<SocketAddr>, now: Instant) {
+        if std::mem::replace(&mut self.upnp, Upnp::No) != Upnp::Asked {
+            return;
+        }
+        let before = std::mem::replace(&mut self.by_upnp, false);
+        match external.filter(|external| is_useful(*external)) {
+            Some(external) => {
+                self.by_upnp = true;
+                self.have(external, LIFETIME, now);
+            }
+            // It may be another router by now: it is asked in every way.
+            None if before => self.rest(now),
+            None => self.rest(now + PAUSE),
+        }
+    }
+
+    fn turn_to_upnp(&mut self, now: Instant) {
+        self.upnp = Upnp::Due;
+        self.rest(now + PAUSE);
     }
 
     fn join(&mut self, seconds: u32, now: Instant) {
@@ -356,6 +403,41 @@ mod tests {
             at = map.poll_at();
         }
         assert_eq!(sent, 10, "twice in twenty minutes");
+    }
+
+    #[test]
+    fn who_is_deaf_or_refuses_is_asked_over_upnp() {
+        let mut map = map();
+        let mut at = now();
+        for _ in 0..=ATTEMPTS_MAX {
+            assert!(!map.takes_upnp());
+            map.poll(at);
+            at = map.poll_at().min(at + Duration::from_secs(60));
+        }
+        assert!(map.takes_upnp() && !map.takes_upnp(), "once");
+        let external = SocketAddr::from((EXTERNAL, 51820));
+        map.answered(Some(external), at);
+        assert_eq!(map.mapped(at), Some(external));
+        map.answered(None, at);
+        assert_eq!(map.mapped(at), Some(external), "nobody asked");
+        // It is renewed in the same way; a router that has forgotten how is asked in every other, once.
+        let at = map.poll_at();
+        assert_eq!(map.poll(at), [], "not over PCP");
+        assert!(map.takes_upnp());
+        map.answered(None, at);
+        let requests = map.poll(at);
+        assert_eq!(requests.len(), 1);
+        let mut refusal = grant(&requests[0].1);
+        refusal[3] = 2;
+        assert!(map.receive(from(), &refusal, at));
+        assert!(map.takes_upnp());
+        map.answered(Some(SocketAddr::from(([127, 0, 0, 1], 9))), at);
+        assert_eq!(map.poll_at(), at + PAUSE, "that leads nowhere");
+        assert_eq!(
+            map.mapped(at),
+            Some(external),
+            "what was given is not taken back"
+        );
     }
 
     #[test]

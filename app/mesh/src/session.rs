@@ -23,10 +23,11 @@ use gotatun::x25519::PublicKey;
 use smoltcp::time::{Duration, Instant};
 use tabbify_api::mesh::PeerRecord;
 use tabbify_api::policy::Ports;
-use tabbify_types::MeshKey;
+use tabbify_types::{MeshKey, Tenant};
 
 use crate::PrivateKey;
 use crate::config::{Limits, MTU};
+use crate::doubt::{Asked, Concern};
 use crate::gate::{Gate, Replies, Shut};
 use crate::kernel::{Alias, Link};
 use crate::packet::{self, Inner};
@@ -95,6 +96,12 @@ pub(crate) struct Session {
     pub(crate) link: Option<Link>,
     /// Inner addresses that the peer may speak from.
     theirs: Vec<Ipv6Addr>,
+    /// The platform calls it a public edge: what it says about people counts.
+    is_node: bool,
+    /// The tenants whose rules are about the two of us; empty if that is not known.
+    rules_of: Vec<Tenant>,
+    /// When what is known of it was asked for.
+    known: Asked,
     /// Ports that it may open connections to; none while that is not known.
     inbound: Option<Ports>,
     /// When it was last wished for that it be looked up what they are, and whether that is still to be done.
@@ -154,6 +161,9 @@ impl Session {
             stack,
             link: None,
             theirs: Vec::new(),
+            is_node: false,
+            rules_of: Vec::new(),
+            known: Asked::default(),
             inbound: None,
             asked: None,
             asks: false,
@@ -170,9 +180,47 @@ impl Session {
         session
     }
 
+    /// Whether an answer counts that was asked for then: not if a later one does already.
+    pub(crate) fn takes(&mut self, asked: Asked) -> bool {
+        let counts = asked >= self.known;
+        self.known = self.known.max(asked);
+        counts
+    }
+
+    /// What says which changes concern the peer.
+    pub(crate) fn concern(&self) -> Concern<'_> {
+        Concern {
+            key: self.peer,
+            addresses: Some(&self.theirs),
+            rules_of: &self.rules_of,
+        }
+    }
+
+    /// Whether what the peer says about people counts.
+    pub(crate) const fn is_node(&self) -> bool {
+        self.is_node
+    }
+
+    /// Takes what the resolver says now of a peer that was looked up by its key, but for where it is.
+    pub(crate) fn renew(&mut self, record: &PeerRecord) {
+        self.stand(record);
+        self.let_in(record.inbound.as_ref());
+    }
+
+    /// Takes what the platform says of the peer itself.
+    fn stand(&mut self, record: &PeerRecord) {
+        if self.is_node && !record.is_node {
+            // Its connections were taken for those of a public edge.
+            self.abort_all();
+        }
+        self.is_node = record.is_node;
+        self.rules_of.clone_from(&record.rules_of);
+    }
+
     /// Takes what the resolver says now.
     pub(crate) fn update(&mut self, record: &PeerRecord, now: Instant) {
         self.theirs.clone_from(&record.addresses);
+        self.stand(record);
         if record.inbound.is_some() {
             self.inbound.clone_from(&record.inbound);
         }
@@ -451,7 +499,7 @@ impl Session {
             return true;
         }
         let tick = self.tick;
-        let woke = self.touch(out, now);
+        let woke = self.touch(&packet, out, now);
         match self
             .tunn
             .encapsulate_with_session(Packet::from_bytes(packet))
@@ -475,7 +523,7 @@ impl Session {
         }
         let held = self.link.as_mut().filter(|link| link.is_holding());
         for packet in held.map(Link::release).unwrap_or_default() {
-            self.touch(out, now);
+            self.touch(&packet, out, now);
             self.encapsulate(packet, out, now);
         }
     }
@@ -490,18 +538,21 @@ impl Session {
     }
 
     fn emit(&mut self, packet: BytesMut, out: &mut Outbox, now: Instant) {
-        self.touch(out, now);
+        self.touch(&packet, out, now);
         self.encapsulate(Packet::from_bytes(packet), out, now);
     }
 
-    /// Notes that something is sent; whether it is the first for long.
-    fn touch(&mut self, out: &mut Outbox, now: Instant) -> bool {
+    /// Notes that a packet is sent; whether it is the first for long.
+    fn touch(&mut self, packet: &[u8], out: &mut Outbox, now: Instant) -> bool {
         if now >= self.traffic + TICK_HOT {
             // The engine's idea of now is that of its last tick.
             self.tick(out, now);
         }
         self.traffic = now;
         self.unanswered.get_or_insert(now);
+        if packet::wants_answer(packet) {
+            self.agent.expects(now);
+        }
         self.agent.sent(now)
     }
 

@@ -1,16 +1,18 @@
 //! Keeps what is known about our own addresses up to date: the task around [`Discovery`].
 
 use std::io::IoSlice;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 
 use smoltcp::time::{Duration, Instant};
+use tabbify_api::BoxFuture;
+use tabbify_process::chain;
 
 use crate::endpoint::Endpoint;
 use crate::path::discovery::local_addresses;
 use crate::path::surroundings::Side;
 use crate::path::{CandidateKind, Path};
-use crate::portmap;
+use crate::{portmap, upnp};
 
 /// The interfaces are looked at this often at most, when somebody looks for a path.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -20,6 +22,7 @@ pub(crate) async fn survey(endpoint: Arc<Endpoint>) {
     let around = &endpoint.ours.around;
     let mut looked = None::<Instant>;
     let mut is_wanted = true;
+    let mut asking = None::<BoxFuture<'static, Answer>>;
     loop {
         let now = endpoint.epoch.now();
         if is_wanted {
@@ -32,7 +35,12 @@ pub(crate) async fn survey(endpoint: Arc<Endpoint>) {
         }
         let (requests, due) = {
             let mut discovery = endpoint.discovery();
-            (discovery.poll(now), discovery.poll_at())
+            let requests = discovery.poll(now);
+            // One at a time: what was asked for before may be about another NAT.
+            if let Some(ends) = discovery.take_upnp() {
+                asking = Some(Box::pin(ask(ends)));
+            }
+            (requests, discovery.poll_at())
         };
         for (server, request) in requests {
             let request = [IoSlice::new(&request)];
@@ -45,8 +53,33 @@ pub(crate) async fn survey(endpoint: Arc<Endpoint>) {
         is_wanted = tokio::select! {
             () = around.wanted.notified() => true,
             () = sleep_until(due) => false,
+            (ends, external) = answer(&mut asking) => {
+                asking = None;
+                endpoint.discovery().answered(ends, external, endpoint.epoch.now());
+                publish(&endpoint);
+                false
+            }
             () = endpoint.stop.cancelled() => return,
         };
+    }
+}
+
+/// The ends between which a NAT was asked over UPnP, and what leads to ours.
+type Answer = ((Ipv4Addr, SocketAddrV4), Option<SocketAddr>);
+
+async fn ask(ends: (Ipv4Addr, SocketAddrV4)) -> Answer {
+    let (gateway, internal) = ends;
+    let asked = upnp::ask(gateway, internal, portmap::LIFETIME).await;
+    let external = asked.inspect_err(|error| {
+        tracing::debug!(%gateway, error = %chain(error), "no port over UPnP");
+    });
+    (ends, external.ok())
+}
+
+async fn answer(asking: &mut Option<BoxFuture<'static, Answer>>) -> Answer {
+    match asking {
+        Some(asking) => asking.await,
+        None => std::future::pending().await,
     }
 }
 

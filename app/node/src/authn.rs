@@ -45,11 +45,18 @@ pub(crate) struct Admitted {
 /// # Errors
 /// [`Refusal::TokenMissing`], [`Refusal::Credential`].
 pub(crate) fn caller(tokens: &dyn Revocations, headers: &HeaderMap) -> Result<Verified, Refusal> {
-    let token = match token_header(headers)? {
-        Some(token) => token,
-        None => bearer(headers)?.ok_or(Refusal::TokenMissing)?,
-    };
-    check(tokens, token).map_err(Refusal::Credential)
+    check(tokens, token(headers)?).map_err(Refusal::Credential)
+}
+
+/// The token of a REST call, whatever it is worth.
+///
+/// # Errors
+/// [`Refusal::TokenMissing`].
+pub(crate) fn token(headers: &HeaderMap) -> Result<&str, Refusal> {
+    match token_header(headers)? {
+        Some(token) => Ok(token),
+        None => bearer(headers)?.ok_or(Refusal::TokenMissing),
+    }
 }
 
 fn check(tokens: &dyn Revocations, token: &str) -> Result<Verified, AuthError> {

@@ -124,6 +124,9 @@ pub(crate) enum Refusal {
     /// The log cannot be read.
     #[error("the events cannot be read")]
     Log(#[source] ReadError),
+    /// The vault says no, in words that are safe to show.
+    #[error("{}", .0.detail)]
+    Vault(Box<Problem>),
     /// The app's output cannot be read.
     #[error("the app's output cannot be read")]
     Logs(#[source] LogsError),
@@ -178,6 +181,7 @@ impl Refusal {
             Self::Append(error) => append(error),
             Self::Event(error) => event(error),
             Self::Store { .. } | Self::Damaged(_) | Self::Logs(_) => ErrorCode::Internal,
+            Self::Vault(problem) => problem.code,
             Self::Log(error) => read(error),
             Self::ViewLags => ErrorCode::Unavailable,
             Self::Dial(error) => dial(error),
@@ -204,6 +208,7 @@ impl Refusal {
             Self::DigestMismatch { .. } => "Upload the file again",
             Self::Dial(DialError::NoLease(_)) => "Run: tcli status",
             Self::Runner { .. } => "Run: tcli logs",
+            Self::Vault(problem) => return problem.fix.clone(),
             _ => return None,
         };
         Some(fix.to_owned())

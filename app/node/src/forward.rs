@@ -171,31 +171,40 @@ struct Refused {
 }
 
 /// One request and the head of its answer, and the connection that they went over.
+///
+/// The app may close a connection under our hands: a kept one that it was tired of, a new one because it is
+/// about to end. What never left is sent again, and so is what may be done twice without harm (RFC 9110
+/// 9.2.2): once on a new connection instead of a kept one, and once to another instance instead of one that
+/// breaks off a new connection.
 async fn exchange(
     node: &Node,
     app: AppId,
-    request: Request<RequestBody>,
+    mut request: Request<RequestBody>,
     passage: &Passage,
 ) -> Result<(Response<Incoming>, Upstream), Refusal> {
-    let upstream = node.upstream(app, Take::Any).await?;
-    let kept = upstream.was_kept();
-    let spare = kept
-        .then(|| spare_of(&request, &passage.progress))
-        .flatten();
-    let refused = match attempt(node, upstream, request, passage).await {
-        Ok(answered) => return Ok(answered),
-        Err(refused) => refused,
-    };
-    // The app may have closed a kept connection under our hands. What never left is sent again, and
-    // so is what may be done twice without harm (RFC 9110 9.2.2): once, on a new connection.
-    let broke = matches!(refused.error, Refusal::Upstream(_));
-    let again = refused.unsent.map(|request| *request).or(spare);
-    let Some(request) = again.filter(|_| kept && broke) else {
-        return Err(refused.error);
-    };
-    let upstream = node.upstream(app, Take::New).await?;
-    let answered = attempt(node, upstream, request, passage).await;
-    answered.map_err(|refused| refused.error)
+    let mut upstream = node.upstream(app, Take::Any).await?;
+    let mut went_elsewhere = false;
+    loop {
+        let (kept, at) = (upstream.was_kept(), upstream.at());
+        let spare = spare_of(&request, &passage.progress);
+        let refused = match attempt(node, upstream, request, passage).await {
+            Ok(answered) => return Ok(answered),
+            Err(refused) => refused,
+        };
+        let broke = matches!(&refused.error, Refusal::Upstream(error) if !error.is_parse());
+        let again = refused.unsent.map(|request| *request).or(spare);
+        let Some(again) = again.filter(|_| broke && !went_elsewhere) else {
+            return Err(refused.error);
+        };
+        request = again;
+        upstream = if kept {
+            node.upstream(app, Take::New).await?
+        } else {
+            went_elsewhere = true;
+            let another = node.upstream_but(app, at).await;
+            another.map_err(|_| refused.error)?
+        };
+    }
 }
 
 /// A copy of a request that is safe to repeat and has no body.

@@ -34,6 +34,7 @@ mod handle;
 mod headers;
 mod leash;
 mod listen;
+mod machine_logs;
 mod node;
 mod pool;
 mod projection;

@@ -7,9 +7,10 @@ use object_store::ObjectStore;
 use tabbify_api::auth::{Authority, Revocations};
 use tabbify_api::log::{EventLog, LogAccess};
 use tabbify_api::logs::AppLogs;
+use tabbify_api::secrets::Vault;
 use tabbify_process::fold::Follow;
 use tabbify_process::{Clock, Tasks};
-use tabbify_types::{AppId, VersionNumber};
+use tabbify_types::{AppId, HostName, VersionNumber};
 use tokio::sync::{Mutex, MutexGuard, Semaphore};
 
 use crate::config::{Config, UPLOADS_MAX};
@@ -34,7 +35,11 @@ pub struct Deps {
     pub dial: Arc<dyn Dial>,
     /// Holds artifacts.
     pub store: Arc<dyn ObjectStore>,
-    /// What apps have printed.
+    /// This machine.
+    pub host: HostName,
+    /// Where the values of secrets go; none comes back from there.
+    pub vault: Arc<dyn Vault>,
+    /// What apps have printed on this machine; what they have on others is asked for over `dial`.
     pub logs: Arc<dyn AppLogs>,
     /// The time.
     pub clock: Arc<dyn Clock>,
@@ -58,7 +63,10 @@ pub(crate) struct Node {
     pub(crate) authority: Arc<dyn Authority>,
     pub(crate) tokens: Arc<dyn Revocations>,
     pub(crate) store: Arc<dyn ObjectStore>,
+    pub(crate) host: HostName,
+    pub(crate) vault: Arc<dyn Vault>,
     pub(crate) logs: Arc<dyn AppLogs>,
+    pub(crate) dial: Arc<dyn Dial>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) tasks: Tasks,
     pub(crate) projection: Projection,
@@ -74,7 +82,11 @@ impl Node {
     /// The state, and what follows the log for it.
     pub(crate) fn new(config: Config, urls: Urls, deps: Deps) -> (Self, Follow<View>) {
         let tasks = deps.tasks;
-        let pool = Pool::new(deps.dial, tasks.clone(), config.timeouts.clone());
+        let pool = Pool::new(
+            Arc::clone(&deps.dial),
+            tasks.clone(),
+            config.timeouts.clone(),
+        );
         let pool = Arc::new(pool);
         let (log, clock) = (Arc::clone(&deps.log), Arc::clone(&deps.clock));
         let follow = Follow::open(View::default(), log, config.snapshots.as_deref(), clock);
@@ -94,7 +106,10 @@ impl Node {
             authority: deps.authority,
             tokens: deps.tokens,
             store: deps.store,
+            host: deps.host,
+            vault: deps.vault,
             logs: deps.logs,
+            dial: deps.dial,
             clock: deps.clock,
             tasks,
             projection: Projection::new(follow.folded()),

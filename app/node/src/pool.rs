@@ -34,6 +34,7 @@ const SHUN_MAX: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(crate) struct Upstream {
     app: AppId,
+    at: At,
     /// Number of the shelf that it was made for.
     made_for: u64,
     kept: bool,
@@ -46,20 +47,29 @@ pub(crate) struct Upstream {
 /// Which instance a connection leads to; without, whichever the app's address led to.
 pub(crate) type At = Option<InstanceId>;
 
-/// One request of an instance's, until it is over.
+/// Requests that are under way: at one instance, or at all of them.
+type Outstanding = Arc<AtomicUsize>;
+
+/// One request of an instance's, until it is over. It counts among all of them also after its instance has
+/// left and is known no more.
 #[derive(Debug)]
-struct Load(Arc<AtomicUsize>);
+struct Load([Outstanding; 2]);
 
 impl Load {
-    fn on(outstanding: &Arc<AtomicUsize>) -> Self {
-        outstanding.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(outstanding))
+    fn on(instance: &Outstanding, all: &Outstanding) -> Self {
+        let counts = [instance, all].map(Arc::clone);
+        for count in &counts {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        Self(counts)
     }
 }
 
 impl Drop for Load {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        for count in &self.0 {
+            count.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -79,6 +89,11 @@ impl Upstream {
     /// Whether it has served a request before.
     pub(crate) const fn was_kept(&self) -> bool {
         self.kept
+    }
+
+    /// Where it leads.
+    pub(crate) const fn at(&self) -> At {
+        self.at
     }
 
     /// Leaves it to itself: it ends when its last exchange does.
@@ -115,7 +130,8 @@ pub struct PoolStats {
     pub dialed: u64,
     /// Dials that failed.
     pub failed: u64,
-    /// Requests that went to another instance because a dial failed.
+    /// Requests that went to another instance because a dial failed, or because a new connection broke
+    /// before anything was answered on it.
     pub elsewhere: u64,
 }
 
@@ -133,6 +149,7 @@ pub(crate) struct Pool {
     tasks: Tasks,
     timeouts: Timeouts,
     state: Mutex<State>,
+    outstanding: Outstanding,
     counters: Counters,
 }
 
@@ -151,7 +168,7 @@ struct State {
 struct Shelf {
     at: At,
     number: u64,
-    outstanding: Arc<AtomicUsize>,
+    outstanding: Outstanding,
     /// Kept connections, the one used last at the end.
     idle: Vec<Kept>,
     /// Dials that failed since one succeeded.
@@ -284,6 +301,7 @@ impl Pool {
             tasks,
             timeouts,
             state: Mutex::new(state),
+            outstanding: Outstanding::default(),
             counters: Counters::default(),
         }
     }
@@ -291,12 +309,8 @@ impl Pool {
     /// What was done so far.
     pub(crate) fn stats(&self) -> PoolStats {
         let at = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let outstanding = self.with(|state| {
-            let shelves = state.apps.values().flatten();
-            shelves.map(Shelf::outstanding).sum::<usize>()
-        });
         PoolStats {
-            outstanding: outstanding as u64,
+            outstanding: self.outstanding.load(Ordering::Relaxed) as u64,
             dialed: at(&self.counters.dialed),
             failed: at(&self.counters.failed),
             elsewhere: at(&self.counters.elsewhere),
@@ -323,7 +337,8 @@ impl Pool {
         let (at, made_for, load, mut kept) = self.with(|state| {
             let at = state.choose(app, replicas, Instant::now());
             let shelf = state.shelf(app, at);
-            let (number, load) = (shelf.number, Load::on(&shelf.outstanding));
+            let load = Load::on(&shelf.outstanding, &self.outstanding);
+            let number = shelf.number;
             let kept = match take {
                 Take::Any => self.take(state, app, at),
                 Take::New => None,
@@ -351,6 +366,7 @@ impl Pool {
                 self.reached(app, at);
                 Ok(Upstream {
                     app,
+                    at,
                     made_for,
                     kept: false,
                     sender,
@@ -406,7 +422,9 @@ impl Pool {
         });
     }
 
-    fn failed(&self, app: AppId, at: At) {
+    /// An instance could not be dialed, or broke a new connection off before it answered: others are asked
+    /// for a while.
+    pub(crate) fn failed(&self, app: AppId, at: At) {
         self.with(|state| {
             if let Some(shelf) = state.known_mut(app, at) {
                 shelf.failures = shelf.failures.saturating_add(1);

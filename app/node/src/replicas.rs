@@ -7,7 +7,7 @@ use tabbify_types::{AppId, InstanceId};
 use crate::dial::DialError;
 use crate::error::Refusal;
 use crate::node::Node;
-use crate::pool::{Failed, Take, Upstream};
+use crate::pool::{At, Failed, Take, Upstream};
 
 /// The instances of an app that may get a new request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,18 +44,25 @@ impl Replicas {
 
     /// Who is left when one could not be dialed, and whether it is worth a try.
     fn without(&self, failed: &Failed) -> Option<Self> {
+        let is_gone = matches!(failed.error, DialError::NoLease(_) | DialError::Refused(_));
         match self {
-            Self::Unknown => failed.at.map(|_| Self::Unknown),
-            // Nobody is there any more, at least not under this number: who has taken over, the log
-            // is about to say, and the app's address says already. One that is silent may only be slow.
-            Self::One(one) if failed.at == Some(*one) => {
-                matches!(failed.error, DialError::NoLease(_) | DialError::Refused(_))
-                    .then_some(Self::Unknown)
-            }
-            Self::One(_) => Some(self.clone()),
+            Self::Unknown if failed.at.is_none() => None,
+            // One that is silent may only be slow.
+            Self::One(one) if failed.at == Some(*one) && !is_gone => None,
+            _ => Some(self.but(failed.at)),
+        }
+    }
+
+    /// Who is left without one that is there no more.
+    fn but(&self, gone: At) -> Self {
+        match self {
+            // Nobody is there any more, at least not under this number: who has taken over, the log is
+            // about to say, and the app's address says already.
+            Self::One(one) if gone == Some(*one) => Self::Unknown,
+            Self::Unknown | Self::One(_) => self.clone(),
             Self::Several(several) => {
                 let others = several.iter().copied();
-                Some(Self::of(others.filter(|it| failed.at != Some(*it))))
+                Self::of(others.filter(|it| gone != Some(*it)))
             }
         }
     }
@@ -95,6 +102,21 @@ impl Node {
         let tried = self.pool.get(app, &others, take, timeouts.connect).await;
         tried.map_err(|failed| Refusal::Dial(failed.error))
     }
+
+    /// A new connection to another instance than `broken`, which let a request in and broke the connection off
+    /// before it answered: it was about to go. If there is no other, whoever the app's address leads to.
+    ///
+    /// # Errors
+    /// [`Refusal::Dial`].
+    pub(crate) async fn upstream_but(&self, app: AppId, broken: At) -> Result<Upstream, Refusal> {
+        let others = self.replicas(app).but(broken);
+        tracing::debug!(%app, instance = broken.map(InstanceId::get), "another instance is asked");
+        self.pool.failed(app, broken);
+        self.pool.goes_elsewhere();
+        let within = self.config.timeouts.connect;
+        let tried = self.pool.get(app, &others, Take::New, within).await;
+        tried.map_err(|failed| Refusal::Dial(failed.error))
+    }
 }
 
 #[cfg(test)]
@@ -102,7 +124,6 @@ mod tests {
     use std::net::{Ipv6Addr, SocketAddrV6};
 
     use super::*;
-    use crate::pool::At;
 
     fn id(n: u32) -> InstanceId {
         InstanceId(n)
@@ -140,5 +161,24 @@ mod tests {
         // The app's address was the last resort.
         check(&[], failed(None, DialError::NoLease), None);
         check(&[1], failed(None, DialError::NoLease), Some(of(&[1])));
+    }
+
+    #[test]
+    fn who_is_asked_when_one_goes_under_a_request() {
+        let of = |numbers: &[u32]| Replicas::of(numbers.iter().copied().map(InstanceId));
+        let check = |now: &[u32], gone: Option<u32>, expected: &[u32]| {
+            assert_eq!(
+                of(now).but(gone.map(InstanceId)),
+                of(expected),
+                "{now:?} {gone:?}"
+            );
+        };
+        check(&[1, 2], Some(1), &[2]);
+        check(&[1, 2, 3], Some(2), &[1, 3]);
+        check(&[1], Some(1), &[]);
+        check(&[2], Some(1), &[2]);
+        check(&[], Some(1), &[]);
+        check(&[], None, &[]);
+        check(&[1], None, &[1]);
     }
 }

@@ -11,6 +11,7 @@ pub(crate) mod logs;
 pub(crate) mod machines;
 mod ndjson;
 pub(crate) mod query;
+pub(crate) mod secrets;
 pub(crate) mod stored;
 pub(crate) mod versions;
 
@@ -22,9 +23,9 @@ use hyper::body::Incoming;
 use percent_encoding::percent_decode_str;
 use tabbify_api::apps::Health;
 use tabbify_api::artifact::ArtifactPath;
-use tabbify_api::auth::{JWKS_PATH, TOKEN_PATH, Verified, WHOAMI_PATH};
+use tabbify_api::auth::{JWKS_PATH, TOKEN_PATH, Verified, WHOAMI_PATH, issue};
 use tabbify_api::log::{Append, AppendError, Appended};
-use tabbify_types::{AppId, DeployId, NewEvent, RequestId, VersionNumber};
+use tabbify_types::{AppId, DeployId, NewEvent, RequestId, SecretName, VersionNumber};
 
 use self::query::Query;
 use crate::answer::{self, Answer};
@@ -33,7 +34,7 @@ use crate::error::Refusal;
 use crate::leash::Leash;
 use crate::listen::Caller;
 use crate::node::Node;
-use crate::view::App;
+use crate::view::{App, View};
 
 /// What a path names.
 #[derive(Debug, PartialEq, Eq)]
@@ -53,6 +54,8 @@ enum Endpoint {
     Deploy(DeployId),
     Events,
     Machines,
+    Secrets,
+    Secret(SecretName),
 }
 
 /// What every handler gets.
@@ -83,6 +86,12 @@ impl Call<'_> {
         Ok(known)
     }
 
+    /// The caller as their token, for a service that asks for itself who that is.
+    fn bearer(&self) -> Result<issue::Caller<'_>, Refusal> {
+        let token = authn::token(&self.parts.headers)?;
+        Ok(issue::Caller::bearer(token))
+    }
+
     /// What ends with the caller's token.
     fn leash(&self, known: Verified) -> Leash {
         Leash::of(&self.node.tokens, Some(known))
@@ -99,9 +108,19 @@ impl Call<'_> {
         app: AppId,
         look: impl FnOnce(&App) -> T,
     ) -> Result<T, Refusal> {
+        self.app_in_view(known, app, |_, app| look(app))
+    }
+
+    /// The same, with everything else that the node knows.
+    pub(crate) fn app_in_view<T>(
+        &self,
+        known: &Verified,
+        app: AppId,
+        look: impl FnOnce(&View, &App) -> T,
+    ) -> Result<T, Refusal> {
         let found = self.node.projection.read(|view| {
             let app = view.app(app).filter(|app| app.tenant == known.tenant)?;
-            Some(look(app))
+            Some(look(view, app))
         });
         found.ok_or_else(|| Refusal::UnknownApp(app.to_string()))
     }
@@ -207,6 +226,9 @@ pub(crate) async fn serve(
         Endpoint::Deploy(deploy) => deploys::wait(call, deploy).await,
         Endpoint::Events => events::read(call),
         Endpoint::Machines => machines::list(call),
+        Endpoint::Secrets => secrets::list(call).await,
+        Endpoint::Secret(name) if method == Method::PUT => secrets::set(call, body, name).await,
+        Endpoint::Secret(name) => secrets::remove(call, name).await,
     }
 }
 
@@ -250,6 +272,12 @@ fn endpoint(path: &str) -> Result<Endpoint, Refusal> {
         }
         ["events"] => Ok(Endpoint::Events),
         ["machines"] => Ok(Endpoint::Machines),
+        ["secrets"] => Ok(Endpoint::Secrets),
+        ["secrets", name] => {
+            // What does not parse may be a value by mistake: it is not repeated.
+            let wrong = |_| Refusal::BadRequest("the path has no name of a secret".to_owned());
+            Ok(Endpoint::Secret(name.parse().map_err(wrong)?))
+        }
         _ => Err(unknown()),
     }
 }
@@ -263,12 +291,14 @@ const fn methods(endpoint: &Endpoint) -> &'static str {
         | Endpoint::Logs(_)
         | Endpoint::Deploy(_)
         | Endpoint::Events
-        | Endpoint::Machines => "GET",
+        | Endpoint::Machines
+        | Endpoint::Secrets => "GET",
         Endpoint::Apps | Endpoint::Deploys => "GET, POST",
         Endpoint::Token | Endpoint::Versions(_) | Endpoint::Commit(..) | Endpoint::Open(_) => {
             "POST"
         }
         Endpoint::File(..) => "PUT",
+        Endpoint::Secret(_) => "PUT, DELETE",
     }
 }
 
@@ -358,6 +388,13 @@ mod tests {
         refused("/v1/apps/ID/versions/7/files/%ff", "bad_request");
         refused("/v1/apps/ID/versions/7/files/", "bad_request");
         refused("/v1/apps/ID/nothing", "not_found");
+        assert_eq!(found("/v1/secrets"), Endpoint::Secrets);
+        let name: SecretName = "api-key".parse().unwrap();
+        assert_eq!(found("/v1/secrets/api-key"), Endpoint::Secret(name));
+        refused("/v1/secrets/", "bad_request");
+        refused("/v1/secrets/..", "bad_request");
+        refused("/v1/secrets/a%2fb", "bad_request");
+        refused("/v1/secrets/a/b", "not_found");
     }
 
     #[test]

@@ -13,10 +13,10 @@ use tabbify_api::apps::{AppStatus, AppView, Operation, VersionView};
 use tabbify_api::log::Filter;
 use tabbify_process::fold::{Fold, pairs};
 use tabbify_types::event::EventError;
-use tabbify_types::event::v1::{Access, InstanceRef, VersionPublished};
+use tabbify_types::event::v1::{Access, AppPlaced, InstanceRef, VersionPublished};
 use tabbify_types::{
-    AppId, AppName, AppUla, DeployId, Event, InstanceId, Recorded, Rev, Segment, SegmentGlob,
-    Tenant, Timestamp, VersionNumber,
+    AppId, AppName, AppUla, DeployId, Event, HostName, HostUla, InstanceId, Recorded, Rev,
+    SecretName, Segment, SegmentGlob, Tenant, Timestamp, VersionNumber,
 };
 
 use self::deploy::{Deploy, Stage};
@@ -51,6 +51,8 @@ pub(crate) const CLAIMED: &[&str] = &[
 
 /// LIMIT: instances of one app whose deploy is remembered.
 const INSTANCES_MAX: usize = 256;
+/// LIMIT: machines of one app whose lines are asked for: the last ones that ran it.
+const HOSTS_MAX: usize = 32;
 
 /// Key of a tenant's apps segment under which an app's version numbers are reserved: its own, so
 /// that the many events under the app's key do not disturb a push.
@@ -80,10 +82,13 @@ pub(crate) struct App {
     pub(crate) reserved: VersionNumber,
     /// Revision of [`versions_key`].
     pub(crate) versions_rev: Rev,
-    published: BTreeMap<VersionNumber, Published>,
+    /// Boxed, for a map has room for eleven at once and most apps have few.
+    published: BTreeMap<VersionNumber, Box<Published>>,
     /// Oldest first, at most [`DEPLOYS_MAX`].
     deploys: VecDeque<Deploy>,
     instances: BTreeMap<InstanceId, DeployId>,
+    /// The machines that it was placed on, the last one at the end: they have what it printed.
+    hosts: Vec<HostName>,
     traffic: Option<Traffic>,
     /// Why the last instance that failed did.
     failure: Option<String>,
@@ -147,7 +152,7 @@ impl Urls {
 
 impl Fold for View {
     const NAME: &'static str = "node";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     type News = Noticed;
     /// A claimed type that this program does not understand.
     type Error = EventError;
@@ -198,6 +203,21 @@ impl View {
         of_tenant.filter_map(|(_, id)| self.apps.get(id))
     }
 
+    /// The machines that an app was placed on and that are there, with their addresses.
+    pub(crate) fn machines_of(&self, app: &App) -> Vec<(HostName, HostUla)> {
+        let known = app.hosts.iter().filter_map(|host| {
+            let address = self.machines.address(host)?;
+            Some((host.clone(), address))
+        });
+        known.collect()
+    }
+
+    /// The apps of a tenant whose serving or newest version names this secret, by name.
+    pub(crate) fn users_of(&self, tenant: &Tenant, secret: &SecretName) -> Vec<AppName> {
+        let apps = self.apps_of(tenant).filter(|app| app.uses(secret));
+        apps.map(|app| app.name.clone()).collect()
+    }
+
     /// The app that a deploy is about.
     pub(crate) fn app_of_deploy(&self, deploy: DeployId) -> Option<&App> {
         self.apps.get(self.deploys.get(&deploy)?)
@@ -220,6 +240,7 @@ impl View {
                 published: BTreeMap::new(),
                 deploys: VecDeque::new(),
                 instances: BTreeMap::new(),
+                hosts: Vec::new(),
                 traffic: None,
                 failure: None,
             });
@@ -248,6 +269,18 @@ impl View {
 }
 
 impl App {
+    /// Whether its serving or newest version names this secret.
+    fn uses(&self, secret: &SecretName) -> bool {
+        let serving = self.traffic.as_ref().map(|traffic| traffic.version);
+        let serving = serving.and_then(|version| self.published.get(&version));
+        let newest = self.published.values().next_back();
+        let mut versions = serving.into_iter().chain(newest);
+        versions.any(|version| {
+            let names = &version.event.secrets;
+            names.iter().any(|name| name == secret.as_str())
+        })
+    }
+
     /// Adds a deploy; the id of the oldest one if there are too many now.
     fn requested(&mut self, deploy: Deploy) -> Option<DeployId> {
         self.deploys.push_back(deploy);
@@ -270,20 +303,14 @@ impl App {
                 let version = event.version;
                 self.published
                     .entry(version)
-                    .or_insert(Published { event, at });
+                    .or_insert_with(|| Box::new(Published { event, at }));
             }
             Event::DeploySuperseded(event) => {
                 if let Some(deploy) = self.deploy_mut(event.deploy) {
                     deploy.superseded();
                 }
             }
-            Event::AppPlaced(event) => {
-                self.instances.insert(event.instance, event.deploy);
-                if self.instances.len() > INSTANCES_MAX {
-                    self.instances.pop_first();
-                }
-                self.step(event.deploy, Stage::Placed, at);
-            }
+            Event::AppPlaced(event) => self.placed(event, at),
             Event::AppStarting(event) => self.instance_step(event.of, Stage::Starting, at),
             Event::AppStarted(event) => self.instance_step(event.of, Stage::Started, at),
             Event::AppHealthy(event) => {
@@ -326,6 +353,19 @@ impl App {
             _ => {}
         }
         Noticed::Nothing
+    }
+
+    fn placed(&mut self, event: AppPlaced, at: Timestamp) {
+        self.instances.insert(event.instance, event.deploy);
+        if self.instances.len() > INSTANCES_MAX {
+            self.instances.pop_first();
+        }
+        self.hosts.retain(|host| *host != event.host);
+        self.hosts.push(event.host);
+        if self.hosts.len() > HOSTS_MAX {
+            self.hosts.remove(0);
+        }
+        self.step(event.deploy, Stage::Placed, at);
     }
 
     fn ended(&mut self, instance: InstanceId) -> Noticed {

@@ -3,13 +3,17 @@
 mod mesh;
 
 use std::fmt;
+use std::io;
+use std::path::{Path as FilePath, PathBuf};
 
 use bytes::Bytes;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as Key;
 use object_store::{GetOptions, ObjectStore};
 use tabbify_api::BoxFuture;
-use tabbify_api::artifact::{ARTIFACT_FILE, Artifact, LIST_LEN_MAX, file_key};
+use tabbify_api::artifact::{
+    ARTIFACT_FILE, Artifact, ArtifactFile, FILE_LEN_MAX, LIST_LEN_MAX, file_key,
+};
 use tabbify_api::runner::{Boot, Failure};
 use tabbify_mesh::Mesh;
 use tabbify_process::Tasks;
@@ -25,6 +29,15 @@ const ENTRY_LEN_MAX: u64 = 256 * 1024 * 1024;
 pub trait Store: Send + Sync + fmt::Debug {
     /// The whole of a file, at most `len_max` bytes.
     fn get<'a>(&'a self, key: &'a str, len_max: u64) -> BoxFuture<'a, Result<Bytes, Failure>>;
+
+    /// Where the whole of a file is, of at most `len_max` bytes: in the store, or at `scratch`, where it
+    /// was copied without being held in memory.
+    fn file<'a>(
+        &'a self,
+        key: &'a str,
+        len_max: u64,
+        scratch: &'a FilePath,
+    ) -> BoxFuture<'a, Result<PathBuf, Failure>>;
 }
 
 /// Opens the store at a `file:///…` URL, or one of the platform's at `mesh:[address]:port` over the
@@ -50,6 +63,42 @@ pub fn open(url: &str, mesh: &Mesh, tasks: &Tasks) -> Result<Box<dyn Store>, Fai
 /// # Errors
 /// [`FailureReason::Artifact`] with what is missing or does not match.
 pub async fn fetch(boot: &Boot, store: &dyn Store) -> Result<Bytes, Failure> {
+    let listed = entry(boot, store).await?;
+    let key = file_key(boot.of.app, boot.version, &boot.run.entry);
+    let bytes = store.get(&key, ENTRY_LEN_MAX).await?;
+    check_len(&key, bytes.len() as u64, &listed)?;
+    verify(&key, &bytes, listed.digest)?;
+    Ok(bytes)
+}
+
+/// The same in a file: the store's own, or a copy at `scratch`, which is then the caller's to remove.
+///
+/// # Errors
+/// As [`fetch`].
+pub async fn fetch_file(
+    boot: &Boot,
+    store: &dyn Store,
+    scratch: &FilePath,
+) -> Result<PathBuf, Failure> {
+    let listed = entry(boot, store).await?;
+    let key = file_key(boot.of.app, boot.version, &boot.run.entry);
+    let path = store.file(&key, FILE_LEN_MAX, scratch).await?;
+    let hashing = {
+        let path = path.clone();
+        tokio::task::spawn_blocking(move || hash(&path))
+    };
+    let unreadable = |error| failure(format!("{key} cannot be read: {error}"));
+    let hashed = hashing
+        .await
+        .unwrap_or_else(|panic| Err(io::Error::other(panic)));
+    let (len, digest) = hashed.map_err(unreadable)?;
+    check_len(&key, len, &listed)?;
+    compare(&key, digest, listed.digest)?;
+    Ok(path)
+}
+
+/// What the version's list says of its entry.
+async fn entry(boot: &Boot, store: &dyn Store) -> Result<ArtifactFile, Failure> {
     let (app, version) = (boot.of.app, boot.version);
     let list = file_key(app, version, ARTIFACT_FILE);
     let bytes = store.get(&list, LIST_LEN_MAX).await?;
@@ -63,22 +112,27 @@ pub async fn fetch(boot: &Boot, store: &dyn Store) -> Result<Bytes, Failure> {
         )));
     }
     let entry = &boot.run.entry;
-    let listed = artifact
-        .files
-        .iter()
+    let mut files = artifact.files.into_iter();
+    files
         .find(|file| file.path.as_str() == entry)
-        .ok_or_else(|| failure(format!("{list} does not list the entry {entry:?}")))?;
-    let key = file_key(app, version, entry);
-    let bytes = store.get(&key, ENTRY_LEN_MAX).await?;
-    if bytes.len() as u64 != listed.size {
-        return Err(failure(format!(
-            "{key} has {} bytes and was published with {}",
-            bytes.len(),
-            listed.size
-        )));
+        .ok_or_else(|| failure(format!("{list} does not list the entry {entry:?}")))
+}
+
+fn check_len(key: &str, len: u64, listed: &ArtifactFile) -> Result<(), Failure> {
+    if len == listed.size {
+        return Ok(());
     }
-    verify(&key, &bytes, listed.digest)?;
-    Ok(bytes)
+    let published = listed.size;
+    Err(failure(format!(
+        "{key} has {len} bytes and was published with {published}"
+    )))
+}
+
+/// Length and digest of a file. Blocks.
+fn hash(path: &FilePath) -> io::Result<(u64, Digest)> {
+    let mut hasher = blake3::Hasher::new();
+    let len = io::copy(&mut std::fs::File::open(path)?, &mut hasher)?;
+    Ok((len, Digest(*hasher.finalize().as_bytes())))
 }
 
 /// Opens a directory of this machine by its URL.
@@ -117,10 +171,31 @@ impl Store for LocalFileSystem {
             got.bytes().await.map_err(unreadable)
         })
     }
+
+    fn file<'a>(
+        &'a self,
+        key: &'a str,
+        len_max: u64,
+        _scratch: &'a FilePath,
+    ) -> BoxFuture<'a, Result<PathBuf, Failure>> {
+        Box::pin(async move {
+            let path = self.path_to_filesystem(&Key::from(key));
+            let path = path.map_err(|error| failure(format!("{key} has no path: {error}")))?;
+            match tokio::fs::metadata(&path).await {
+                Ok(found) if found.len() > len_max => Err(too_long(key, found.len(), len_max)),
+                Ok(_) => Ok(path),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Err(missing(key)),
+                Err(error) => Err(failure(format!("{key} cannot be read: {error}"))),
+            }
+        })
+    }
 }
 
 fn verify(key: &str, bytes: &[u8], published: Digest) -> Result<(), Failure> {
-    let found = Digest::of(bytes);
+    compare(key, Digest::of(bytes), published)
+}
+
+fn compare(key: &str, found: Digest, published: Digest) -> Result<(), Failure> {
     if found == published {
         Ok(())
     } else {

@@ -7,20 +7,21 @@
 //! ```
 //!
 //! Where a coordinator cannot be asked, nothing is concluded: the runner asks again, for as long as a
-//! lease that has ended may be used.
+//! lease that has ended may be used. How long that is, is measured from when the lease came, by a clock that
+//! nobody sets: the machine's own may be an hour off.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tabbify_api::ErrorCode;
 use tabbify_api::coordinator::{Ask, Spawn};
-use tabbify_api::mesh::Lease;
 use tabbify_api::runner::Failure;
-use tabbify_membership::{RemoteCoordinator, RequestFailed};
-use tabbify_process::{Clock, chain};
+use tabbify_membership::{Leased, RemoteCoordinator, RequestFailed};
+use tabbify_process::chain;
+use tabbify_types::MeshKey;
 use tabbify_types::event::v1::{FailureReason, InstanceRef};
-use tabbify_types::{MeshKey, Timestamp};
 use tokio::sync::{Mutex, broadcast, mpsc};
+use tokio::time::Instant;
 
 use crate::state::State;
 
@@ -30,8 +31,10 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// LIMIT: tickets that are refused before the runner gives up: a supervisor whose word does not count now
 /// may soon, when its certificate is renewed.
 const TICKETS_MAX: u32 = 6;
-/// LIMIT: renewals in a row that are refused before the lease counts as taken back: one coordinator of
-/// several may be behind the log.
+/// The pause before the second ticket is wanted; doubles with each, so that all of them take a while.
+const TICKET_PAUSE: Duration = Duration::from_millis(400);
+/// LIMIT: renewals in a row that are refused, each [`PAUSE_MAX`] or more after the one before, until the lease
+/// counts as taken back: one coordinator of several may be behind the log.
 const REFUSALS_MAX: u32 = 3;
 /// A lease is not renewed more often than this, whatever it says of its end.
 const RENEW_MIN: Duration = Duration::from_secs(1);
@@ -49,14 +52,13 @@ pub(crate) struct Leaseholder {
     grace: Duration,
     tickets: Mutex<mpsc::Receiver<Spawn>>,
     state: Arc<State>,
-    clock: Arc<dyn Clock>,
 }
 
 /// What came of asking once.
 #[derive(Debug, PartialEq, Eq)]
 enum Asked {
-    /// The lease, from now on.
-    Has(Timestamp),
+    /// The lease, for so long from now on.
+    Has(Duration),
     /// It is another's, for good: why.
     Lost(String),
     /// It is not given: why.
@@ -72,7 +74,6 @@ impl Leaseholder {
         coordinator: RemoteCoordinator,
         grace: Duration,
         state: Arc<State>,
-        clock: Arc<dyn Clock>,
     ) -> (Self, Tickets) {
         let (sender, receiver) = mpsc::channel(1);
         let this = Self {
@@ -81,26 +82,26 @@ impl Leaseholder {
             grace,
             tickets: Mutex::new(receiver),
             state,
-            clock,
         };
         (this, sender)
     }
 
-    /// Exchanges tickets until one gives the lease; its end.
-    pub(crate) async fn obtain(&self) -> Result<Timestamp, Failure> {
+    /// Exchanges tickets until one gives the lease; when it ends.
+    pub(crate) async fn obtain(&self) -> Result<Instant, Failure> {
         let mut tickets = self.tickets.lock().await;
-        let (mut refused, mut pause) = (0, PAUSE);
+        let (mut refused, mut pause) = (0, TICKET_PAUSE);
         loop {
             let Some(ticket) = tickets.recv().await else {
                 // The control socket is gone, and with it the runner.
                 return std::future::pending().await;
             };
             let why = match self.exchange(ticket).await {
-                Asked::Has(until) => return Ok(until),
+                Asked::Has(life) => return Ok(Instant::now() + life),
                 Asked::Lost(why) => return Err(lost(&why)),
                 Asked::Later(why) | Asked::Refused(why) => why,
             };
             refused += 1;
+            self.coordinator.ask_elsewhere();
             tracing::warn!(why, refused, "a spawn ticket does not count");
             if refused >= TICKETS_MAX {
                 return Err(Failure {
@@ -126,9 +127,16 @@ impl Leaseholder {
     }
 
     /// Keeps the lease that ends at `until`; returns when it is lost.
-    pub(crate) async fn keep(&self, until: Timestamp) -> Failure {
-        let ask = async || self.asked(self.coordinator.renewed().await);
-        let kept = keep(until, self.grace, &*self.clock, ask, self.news());
+    pub(crate) async fn keep(&self, until: Instant) -> Failure {
+        let ask = async || {
+            let asked = self.asked(self.coordinator.renewed().await);
+            if matches!(asked, Asked::Refused(_)) {
+                // The next time, another one is asked, which may have read more of the log.
+                self.coordinator.ask_elsewhere();
+            }
+            asked
+        };
+        let kept = keep(until, self.grace, ask, self.news());
         let why = kept.await;
         if self.state.is_draining() {
             // It has handed over and finishes what it has begun; its supervisor ends it.
@@ -163,21 +171,21 @@ impl Leaseholder {
         }
     }
 
-    fn asked(&self, answer: Result<Lease, RequestFailed>) -> Asked {
+    fn asked(&self, answer: Result<Leased, RequestFailed>) -> Asked {
         match answer {
-            Ok(lease) if lease.app != self.of.app || lease.instance != self.of.instance => {
+            Ok(Leased { lease, .. })
+                if lease.app != self.of.app || lease.instance != self.of.instance =>
+            {
                 Asked::Refused(format!(
                     "the lease is of instance {} of {}",
                     lease.instance, lease.app
                 ))
             }
-            Ok(lease) => Asked::Has(lease.not_after),
+            Ok(Leased { life, .. }) => Asked::Has(life),
+            Err(error) if error.is_no_answer() => Asked::Later(chain(&error).to_string()),
             Err(RequestFailed::Refused(problem)) => match problem.code {
                 // A newer instance has taken over; or another key has used the ticket.
                 ErrorCode::LeaseFenced | ErrorCode::Conflict => Asked::Lost(problem.detail),
-                ErrorCode::RateLimited | ErrorCode::Unavailable | ErrorCode::Internal => {
-                    Asked::Later(problem.detail)
-                }
                 _ => Asked::Refused(problem.detail),
             },
             Err(RequestFailed::Unreachable(why)) => Asked::Later(why),
@@ -187,25 +195,25 @@ impl Leaseholder {
 
 /// Renews at half of a lease's life, and when there are news; returns why it is lost.
 async fn keep(
-    mut until: Timestamp,
+    mut until: Instant,
     grace: Duration,
-    clock: &dyn Clock,
     ask: impl AsyncFn() -> Asked,
     mut news: impl AsyncFnMut(),
 ) -> String {
-    let mut refused = 0;
+    let mut refusals = Refusals::default();
     let mut pause = PAUSE;
-    let mut wait = half(clock.now(), until);
+    let mut wait = half(until - Instant::now());
     loop {
         let told = tokio::time::timeout(wait, news()).await.is_ok();
         let later = match ask().await {
-            Asked::Has(renewed) => {
-                if refused > 0 || pause > PAUSE {
-                    tracing::info!(until = %renewed, "the lease is renewed again");
+            Asked::Has(life) => {
+                if refusals.any() || pause > PAUSE {
+                    tracing::info!(seconds = life.as_secs(), "the lease is renewed again");
                 }
-                (until, refused, pause) = (renewed, 0, PAUSE);
-                // Where news come without end, so do not questions.
-                wait = half(clock.now(), until);
+                (until, pause) = (Instant::now() + life, PAUSE);
+                refusals = Refusals::default();
+                wait = half(life);
+                // Where news come without end, questions do not.
                 if told {
                     tokio::time::sleep(RENEW_MIN).await;
                 }
@@ -213,33 +221,59 @@ async fn keep(
             }
             Asked::Lost(why) => return why,
             Asked::Refused(why) => {
-                refused += 1;
-                if refused >= REFUSALS_MAX {
+                if refusals.are_enough_with_one_more() {
                     return format!("the platform has taken its lease back: {why}");
                 }
                 why
             }
-            Asked::Later(why) => why,
+            Asked::Later(why) => {
+                // Who cannot answer now does not say that those before were right.
+                refusals = Refusals::default();
+                why
+            }
         };
-        let now = clock.now();
-        if now >= until.plus(grace) {
+        let over = Instant::now().saturating_duration_since(until);
+        if Instant::now() >= until && over >= grace {
             return format!(
-                "its lease has ended at {until}, and no coordinator could renew it: {later}"
+                "its lease has ended {} s ago, and no coordinator could renew it: {later}",
+                over.as_secs()
             );
         }
         if pause == PAUSE {
-            tracing::warn!(why = later, %until, "the lease is not renewed");
+            tracing::warn!(why = later, "the lease is not renewed");
         } else {
-            tracing::debug!(why = later, %until, "the lease is not renewed yet");
+            tracing::debug!(why = later, "the lease is not renewed yet");
+        }
+        if told {
+            tokio::time::sleep(pause).await;
         }
         wait = pause;
         pause = (pause * 2).min(PAUSE_MAX);
     }
 }
 
-fn half(now: Timestamp, until: Timestamp) -> Duration {
-    let left = until.millis().saturating_sub(now.millis());
-    Duration::from_millis(left / 2).max(RENEW_MIN)
+/// Refusals in a row, as far as they count: those that come at once after another say nothing new.
+#[derive(Debug, Default)]
+struct Refusals {
+    counted: u32,
+    last: Option<Instant>,
+}
+
+impl Refusals {
+    const fn any(&self) -> bool {
+        self.counted > 0
+    }
+
+    fn are_enough_with_one_more(&mut self) -> bool {
+        if self.last.is_none_or(|last| last.elapsed() >= PAUSE_MAX) {
+            (self.counted, self.last) = (self.counted + 1, Some(Instant::now()));
+        }
+        self.counted >= REFUSALS_MAX
+    }
+}
+
+fn half(life: Duration) -> Duration {
+    (life / 2).max(RENEW_MIN)
 }
 
 /// Returns when `own` is heard to be nobody's, or that may have been missed.

@@ -3,25 +3,30 @@
 //! Plane: app. The program is [`run::main`]; this library exists so that tests reach its parts.
 //!
 //! ```text
-//! lock ─▶ boot ─▶ control socket ─▶ mesh ─▶ lease ─▶ artifact ─▶ runtime ─▶ serve ─▶ drain ─▶ exit record
+//! lock ─▶ boot ─▶ control socket ─▶ mesh ─▶ lease ─▶ secrets, artifact ─▶ runtime ─▶ serve ─▶ drain ─▶ exit record
 //! ```
 //!
 //! Tasks spawned: `control` (one) and `control connection` (each caller), `accept` (one),
 //! `connection` (each of the node's), `guest` (each request of a wasm app), `output` (one, writes
-//! what the app prints); with a coordinator also its client's and `candidates` (one). One thread of its
+//! what the app prints); of an app in a container `container` and `container output` (one each), `app
+//! connection` and `upgraded` (each of ours to it); with a coordinator also its client's and `candidates` (one). One thread of its
 //! own: `epoch`, while wasm runs.
-//! Channels owned: what the app prints, bounded by [`output::QUEUE_LINES`], and spawn tickets, one at a time.
+//! Channels owned: what the app prints, bounded by [`output::QUEUE_LINES`], spawn tickets, one at a time, and
+//! how a container ended.
 //!
 //! Invariants:
 //! - the lock on `birth.json` is held from before the first line of `run` to the end of the process;
 //! - with a coordinator, nothing is fetched or served without a lease of the key that was made here, and
 //!   nothing is served on once a newer instance has it;
+//! - the values of secrets are in memory alone, and in nothing that is shown or logged;
 //! - nothing of a tenant's code runs before its digest has been verified;
 //! - a body of any size passes in constant memory, and a cut body never looks complete;
 //! - what the app uses (memory, processor, log disk, connections) has a limit, named `LIMIT` here.
 
 pub mod artifact;
 pub mod control;
+pub mod docker;
+pub mod errands;
 pub mod error;
 pub mod home;
 pub mod lease;
@@ -31,9 +36,12 @@ pub mod output;
 pub mod peers;
 pub mod run;
 pub mod runtime;
+pub mod secrets;
 pub mod server;
 pub mod state;
+mod to_service;
 pub mod traffic;
+pub mod upstream;
 pub mod wasm_http;
 
 pub use error::Error;

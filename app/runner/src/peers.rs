@@ -2,21 +2,18 @@
 //! by `SetPeers`, where there is no coordinator or it cannot be reached.
 
 use std::net::Ipv6Addr;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use tabbify_api::BoxFuture;
-use tabbify_api::mesh::{Changed, Changes, PeerRecord, ResolveError, Resolver};
+use tabbify_api::mesh::{Changed, Changes, PeerRecord, ResolveError, Resolver, Roster};
 use tabbify_types::MeshKey;
 
 /// Who may call, as the mesh asks for it.
 #[derive(Debug, Default)]
 pub struct Peers {
-    listed: Arc<Listed>,
+    listed: Arc<Roster>,
     coordinator: Option<Arc<dyn Resolver>>,
 }
-
-#[derive(Debug, Default)]
-struct Listed(RwLock<Vec<PeerRecord>>);
 
 impl Peers {
     /// A list to begin with.
@@ -38,11 +35,7 @@ impl Peers {
 
     /// Replaces the list. A peer that is no longer in it can make no new session.
     pub fn set(&self, peers: Vec<PeerRecord>) {
-        *self
-            .listed
-            .0
-            .write()
-            .unwrap_or_else(PoisonError::into_inner) = peers;
+        self.listed.set(peers);
     }
 
     /// What the coordinator says, and only if it says nothing, the list.
@@ -60,13 +53,6 @@ impl Peers {
             },
         };
         self.listed.find(is).ok_or(unknown)
-    }
-}
-
-impl Listed {
-    fn find(&self, is: impl Fn(&PeerRecord) -> bool) -> Option<PeerRecord> {
-        let peers = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        peers.iter().find(|peer| is(peer)).cloned()
     }
 }
 
@@ -96,7 +82,7 @@ impl Resolver for Peers {
 #[derive(Debug)]
 struct Struck {
     heard: Box<dyn Changes>,
-    listed: Arc<Listed>,
+    listed: Arc<Roster>,
 }
 
 impl Changes for Struck {
@@ -104,12 +90,7 @@ impl Changes for Struck {
         Box::pin(async {
             let changed = self.heard.next().await;
             if let Some(Changed::Gone(gone)) = changed {
-                let mut peers = self
-                    .listed
-                    .0
-                    .write()
-                    .unwrap_or_else(PoisonError::into_inner);
-                peers.retain(|peer| peer.key != gone);
+                self.listed.remove(gone);
             }
             changed
         })
@@ -118,7 +99,7 @@ impl Changes for Struck {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
+    use std::sync::{Mutex, PoisonError};
 
     use super::*;
 

@@ -1,17 +1,18 @@
 //! The life of a runner, from the lock to the last word.
 
 use std::panic::AssertUnwindSafe;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tabbify_api::runner::{Birth, Boot, CONTROL_SOCKET, ExitRecord, Failure};
-use tabbify_mesh::{Listener, Mesh};
+use tabbify_mesh::{Incoming, Listener, Mesh};
 use tabbify_process::{Clock, Importance, SystemClock, Tasks, chain, signals, telemetry, unix};
 use tabbify_types::APP_PORT;
-use tabbify_types::event::v1::FailureReason;
-use tokio::sync::Semaphore;
+use tabbify_types::event::v1::{FailureReason, RuntimeKind};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::control::Control;
@@ -20,13 +21,13 @@ use crate::lease::Leaseholder;
 use crate::lock::Lock;
 use crate::membership::Joined;
 use crate::output::Output;
-use crate::runtime::Start;
-use crate::server::Server;
+use crate::runtime::{Entry, Runtime, Start};
+use crate::server::{Caller, Server};
 use crate::state::{Identity, State};
 use crate::traffic::Traffic;
 use crate::wasm_http::Limits;
 use crate::wasm_http::neighbors::Neighbors;
-use crate::{Error, artifact, membership, runtime};
+use crate::{Error, artifact, membership, runtime, secrets};
 
 /// Threads that serve: one app rarely needs more, and a thousand runners share the machine.
 const WORKERS: usize = 2;
@@ -45,6 +46,13 @@ const FLUSH_WITHIN: Duration = Duration::from_secs(1);
 
 /// LIMIT: a failure's text, in bytes, as the `app_failed` event has it.
 const DETAIL_LEN_MAX: usize = 4 * 1024;
+
+/// LIMIT: how long a container may take to end, once it is asked to: requests have ended by then, and a
+/// supervisor kills a runner that is not gone within ten seconds.
+const STOP_GRACE_MAX: Duration = Duration::from_secs(5);
+
+/// The image's file in the runner's directory, while it is being started.
+const IMAGE_FILE: &str = "image.tar";
 
 /// Exit code of a runner whose app cannot be served.
 const EXIT_FAILED: u8 = 1;
@@ -149,6 +157,10 @@ struct Runner {
     traffic: Traffic,
     state: Arc<State>,
     stop: CancellationToken,
+    /// The directory of this runner.
+    directory: PathBuf,
+    /// What serves, from when it does.
+    runtime: OnceLock<Arc<dyn Runtime>>,
 }
 
 impl Runner {
@@ -189,8 +201,7 @@ impl Runner {
                 // Before anybody can ask: a ticket is wanted.
                 state.unleased();
                 let grace = Duration::from_millis(at.outage_grace_ms);
-                let (state, clock) = (Arc::clone(&state), Arc::clone(clock));
-                Leaseholder::new(boot.of, client, grace, state, clock)
+                Leaseholder::new(boot.of, client, grace, Arc::clone(&state))
             });
         let (lease, tickets) = leased.unzip();
         let runner = Self {
@@ -203,6 +214,8 @@ impl Runner {
             output,
             traffic,
             stop: CancellationToken::new(),
+            directory: home.directory().to_owned(),
+            runtime: OnceLock::new(),
         };
         let control = Arc::new(Control {
             secret,
@@ -240,12 +253,30 @@ impl Runner {
         self.state.draining();
         let drained = self.traffic.drain(deadline).await;
         tracing::info!(cut = drained.cut, code = end.code, "ending");
+        self.end_runtime().await;
         // Whatever is not out by then has nobody who wants it.
         let _ = tokio::time::timeout(FLUSH_WITHIN, self.output.flush()).await;
         self.mesh.close(FLUSH_WITHIN).await;
         // The control socket and the log's writer are left, and hold nothing back.
         self.tasks.stop();
         end
+    }
+
+    /// Ends what runs the app, as far as it is not this process.
+    async fn end_runtime(&self) {
+        let run = &self.boot.run;
+        let cleaned = match self.runtime.get() {
+            Some(runtime) => {
+                let grace = Duration::from_millis(run.stop_timeout_ms).min(STOP_GRACE_MAX);
+                runtime.stop(grace).await;
+                return;
+            }
+            // It may have been cut off while it was being started.
+            None => runtime::clean(&self.directory, &self.boot).await,
+        };
+        if let Err(why) = cleaned {
+            tracing::warn!(why, "what runs the app is left to the supervisor");
+        }
     }
 
     /// Gets the lease, if there is a coordinator, and serves the app for as long as it is kept.
@@ -257,7 +288,7 @@ impl Runner {
             Ok(until) => until,
             Err(failure) => return Ended::Failed(failure),
         };
-        tracing::info!(%until, "leased");
+        tracing::info!("leased");
         tokio::select! {
             failure = self.serve_app() => Ended::Failed(failure),
             failure = lease.keep(until) => Ended::Unleased(failure),
@@ -267,13 +298,18 @@ impl Runner {
     /// Starts the app and serves it. Returns only if it cannot be served.
     async fn serve_app(&self) -> Failure {
         let failure = match self.start().await {
-            Ok((server, listener)) => {
+            Ok((runtime, listener)) => {
                 if self.state.ready() {
                     tracing::info!("ready");
                 }
-                self.accept(server, listener).await;
-                // Drained: the supervisor says when to end.
-                std::future::pending::<Failure>().await
+                let server = Server::new(Arc::clone(&runtime), self.traffic.clone());
+                tokio::select! {
+                    failure = self.ended(&*runtime) => failure,
+                    () = self.accept(server, listener) => {
+                        // Drained: the supervisor says when to end.
+                        std::future::pending::<Failure>().await
+                    }
+                }
             }
             Err(failure) => failure,
         };
@@ -283,12 +319,34 @@ impl Runner {
         }
     }
 
-    async fn start(&self) -> Result<(Server, Listener), Failure> {
+    /// Returns if what runs the app ends by itself while it is to serve.
+    async fn ended(&self, runtime: &dyn Runtime) -> Failure {
+        let failure = runtime.ended().await;
+        if self.state.is_draining() {
+            std::future::pending::<()>().await;
+        }
+        failure
+    }
+
+    async fn start(&self) -> Result<(Arc<dyn Runtime>, Listener), Failure> {
+        let (uses, vault) = (&self.boot.run.secrets, self.boot.vault);
+        let secrets = secrets::fetch(uses, vault, &self.mesh, &self.tasks).await?;
+        self.state.has_secrets(secrets.versions().clone());
         let store = artifact::open(&self.boot.store, &self.mesh, &self.tasks)?;
-        let entry = artifact::fetch(&self.boot, &*store).await?;
+        let scratch = self.directory.join(IMAGE_FILE);
+        let entry = match self.boot.run.runtime {
+            RuntimeKind::WasmHttp => Entry::Memory(artifact::fetch(&self.boot, &*store).await?),
+            RuntimeKind::Docker | RuntimeKind::Firecracker => {
+                Entry::File(artifact::fetch_file(&self.boot, &*store, &scratch).await?)
+            }
+        };
         drop(store);
         let runtime = runtime::start(Start {
             run: self.boot.run.clone(),
+            of: self.boot.of,
+            engine: self.boot.engine.clone(),
+            directory: self.directory.clone(),
+            secrets,
             entry,
             output: self.output.clone(),
             tasks: self.tasks.clone(),
@@ -296,35 +354,48 @@ impl Runner {
             neighbors: self.neighbors.clone(),
         })
         .await?;
+        // It may be the store's own, elsewhere; ours is not needed any more.
+        let _ = tokio::fs::remove_file(&scratch).await;
+        let runtime = self.runtime.get_or_init(|| runtime);
         let listener = self.mesh.listen(APP_PORT).map_err(|error| Failure {
             reason: FailureReason::Spawn,
             detail: chain(&error).to_string(),
         })?;
-        Ok((Server::new(runtime, self.traffic.clone()), listener))
+        Ok((Arc::clone(runtime), listener))
     }
 
-    /// Takes connections until the runner drains; dropping the listener then refuses new ones.
+    /// Takes connections until the runner drains, and then those that were let in before; dropping the
+    /// listener refuses new ones.
     async fn accept(&self, server: Server, mut listener: Listener) {
         let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let _listening = self.traffic.listening();
         let mut next = async || {
             let place = Arc::clone(&places).acquire_owned().await.ok()?;
             let incoming = listener.accept().await.ok()?;
             Some((place, incoming))
         };
-        loop {
-            let taken = tokio::select! {
-                taken = next() => taken,
-                () = self.traffic.closing().cancelled() => None,
-            };
-            let Some((place, incoming)) = taken else {
-                return;
-            };
-            let server = server.clone().called_from(*incoming.remote.ip());
+        let serve = |(place, incoming): (OwnedSemaphorePermit, Incoming)| {
+            let server = server.clone().called_by(Caller::of(&incoming));
             let connection = server.connection(incoming.stream);
             self.tasks.spawn("connection", Importance::Detached, async {
                 connection.await;
                 drop(place);
             });
+        };
+        loop {
+            tokio::select! {
+                taken = next() => match taken {
+                    Some(taken) => serve(taken),
+                    None => return,
+                },
+                () = self.traffic.closing().cancelled() => break,
+            }
+        }
+        for _ in 0..CONNECTIONS_MAX {
+            match next().now_or_never() {
+                Some(Some(taken)) => serve(taken),
+                _ => return,
+            }
         }
     }
 

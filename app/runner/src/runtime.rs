@@ -1,16 +1,20 @@
 //! What runs an app: one trait, one module per runtime.
 
 use std::fmt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
-use tabbify_api::runner::Failure;
+use tabbify_api::runner::{Boot, Failure};
 use tabbify_api::{BoxFuture, ErrorCode};
-use tabbify_process::Tasks;
-use tabbify_types::event::v1::{FailureReason, RunConfig, RuntimeKind};
+use tabbify_process::{Tasks, chain};
+use tabbify_types::event::v1::{FailureReason, InstanceRef, RunConfig, RuntimeKind};
 
+use crate::docker::Docker;
 use crate::output::Output;
+use crate::secrets::Secrets;
 use crate::traffic::Permit;
 use crate::wasm_http::neighbors::Neighbors;
 use crate::wasm_http::{Limits, WasmHttp};
@@ -60,6 +64,10 @@ impl RequestError {
 ///    taken to its end lets the app finish its work, for a bounded time.
 /// 5. The permit is dropped when nothing of the request runs any more; then and only then does the
 ///    request count as served.
+/// 6. [`ended`](Self::ended) returns only if what runs the app has ended by itself, with all that it printed
+///    in the log. What ends with the runner never does.
+/// 7. After [`stop`](Self::stop), nothing that was made for the app is left on the machine. A [`start`] that
+///    failed has left nothing either; what one that was cut off has left, [`clean`] removes.
 pub trait Runtime: Send + Sync + fmt::Debug {
     /// Answers one request.
     fn serve(
@@ -67,6 +75,25 @@ pub trait Runtime: Send + Sync + fmt::Debug {
         request: http::Request<Body>,
         permit: Permit,
     ) -> BoxFuture<'_, Result<http::Response<Body>, RequestError>>;
+
+    /// Returns why what runs the app has ended.
+    fn ended(&self) -> BoxFuture<'_, Failure> {
+        Box::pin(std::future::pending())
+    }
+
+    /// Asks what runs the app to end, ends it after `grace`, and removes it.
+    fn stop(&self, _grace: Duration) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+}
+
+/// What a version runs.
+#[derive(Debug, Clone)]
+pub enum Entry {
+    /// A component, in memory.
+    Memory(Bytes),
+    /// An image, in a file of its own.
+    File(PathBuf),
 }
 
 /// What a runtime starts from.
@@ -74,8 +101,17 @@ pub trait Runtime: Send + Sync + fmt::Debug {
 pub struct Start {
     /// How to run it.
     pub run: RunConfig,
+    /// What it gets of the vault, as variables beside those of `run`.
+    pub secrets: Secrets,
+    /// Which instance it is.
+    pub of: InstanceRef,
+    /// The container engine's address; without, the usual one.
+    pub engine: Option<String>,
+    /// The runner's directory: whatever makes something outside of the runner's process writes
+    /// [`OUTSIDE_FILE`] there before it does.
+    pub directory: PathBuf,
     /// The verified entry file.
-    pub entry: Bytes,
+    pub entry: Entry,
     /// Where the app's output goes.
     pub output: Output,
     /// Owner of what it spawns.
@@ -91,11 +127,40 @@ pub struct Start {
 /// # Errors
 /// Why this version cannot run, for the deploy to show.
 pub async fn start(start: Start) -> Result<Arc<dyn Runtime>, Failure> {
+    if start.run.runtime != RuntimeKind::WasmHttp && !start.secrets.is_empty() {
+        // What an engine is told of a container, it keeps on disk.
+        return Err(Failure {
+            reason: FailureReason::Secret,
+            detail: "secrets reach components only, so far: take [secrets] out".into(),
+        });
+    }
     match start.run.runtime {
         RuntimeKind::WasmHttp => Ok(Arc::new(WasmHttp::start(start).await?)),
-        RuntimeKind::Docker | RuntimeKind::Firecracker => Err(Failure {
+        RuntimeKind::Docker => Ok(Arc::new(Docker::start(start).await?)),
+        RuntimeKind::Firecracker => Err(Failure {
             reason: FailureReason::Spawn,
-            detail: "this runner runs wasm-http only. Set [runtime] type = \"wasm-http\"".into(),
+            detail: "this runner runs no microVMs. Remove [runtime] type".into(),
         }),
+    }
+}
+
+/// File in a runner's directory that says that something may be left of it elsewhere: in an engine.
+pub const OUTSIDE_FILE: &str = "outside";
+
+/// Removes what an instance has outside of its runner's process, which is dead or has none of it in use.
+///
+/// # Errors
+/// Why something may be left.
+pub async fn clean(directory: &Path, boot: &Boot) -> Result<(), String> {
+    if !directory.join(OUTSIDE_FILE).exists() {
+        return Ok(());
+    }
+    let (of, engine) = (boot.of, boot.engine.as_deref());
+    match boot.run.runtime {
+        RuntimeKind::WasmHttp | RuntimeKind::Firecracker => Ok(()),
+        RuntimeKind::Docker => {
+            let reaped = crate::docker::reap(of, engine).await;
+            reaped.map(drop).map_err(|error| chain(&error).to_string())
+        }
     }
 }

@@ -1,9 +1,10 @@
 //! HTTP/1.1 over whatever carries bytes: in life streams of the mesh, in tests any other.
 //!
-//! Callers are the platform's node and other apps. The node has checked who opens the app, so that its
-//! `x-tabbify-user` is passed on. An app is told which app calls it, in [`CALLER_HEADER`], if the mesh has
-//! proven that it does. Whatever else stands under our prefix, in either direction, is not ours and goes no
-//! further.
+//! Callers are the platform's nodes, other apps, and whoever else policy lets in: machines that a rule names,
+//! gateways of people's devices. A node has checked who opens the app, so that its `x-tabbify-user` is passed
+//! on; a node is who the platform's word for its key calls one. An app is told which app calls it, in
+//! [`CALLER_HEADER`], if the mesh has proven that it does. Whatever else stands under our prefix, however it
+//! is spelled and in either direction, is not ours and goes no further.
 
 use std::convert::Infallible;
 use std::net::Ipv6Addr;
@@ -18,13 +19,14 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tabbify_api::ErrorCode;
-use tabbify_api::apps::{ERROR_HEADER, PLATFORM_HEADER_PREFIX, USER_HEADER};
+use tabbify_api::apps::{ERROR_HEADER, USER_HEADER, is_platform_header};
 use tabbify_process::chain;
 use tabbify_types::{AppId, AppUla, InstanceUla};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::sync::CancellationToken;
 
 use crate::runtime::{Body, BodyError, RequestError, Runtime};
-use crate::traffic::Traffic;
+use crate::traffic::{Connection, Traffic};
 
 /// LIMIT: bytes of one connection that wait to be read or written, and so of a request's head.
 const BUFFER_LEN_MAX: usize = 64 * 1024;
@@ -33,36 +35,50 @@ const BUFFER_LEN_MAX: usize = 64 * 1024;
 /// says nothing.
 const IDLE_MAX: Duration = Duration::from_secs(600);
 
+/// LIMIT: how long the first request of a new connection may take once connections are closed: it was let in,
+/// and is on its way.
+const FIRST_WITHIN: Duration = Duration::from_secs(1);
+
 /// Header that tells an app which app calls it: its id.
 pub const CALLER_HEADER: &str = "x-tabbify-app";
 
-/// Who calls.
+/// Who calls, as the mesh has proven it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Caller {
-    /// The platform, which has checked for whom.
-    Platform,
+pub enum Caller {
+    /// A node of the platform, which has checked for whom.
+    Node,
     /// An app, or an instance of one, by the app's address.
     App(Ipv6Addr),
+    /// Anybody else that policy lets in.
+    Other,
 }
 
 impl Caller {
-    /// By the inner address, which the mesh has proven.
-    fn at(address: Ipv6Addr) -> Self {
+    /// Who opened a connection of the mesh.
+    #[must_use]
+    pub fn of(incoming: &tabbify_mesh::Incoming) -> Self {
+        Self::at(*incoming.remote.ip(), incoming.is_node)
+    }
+
+    /// By the inner address, and whether the platform calls whoever has it a node.
+    fn at(address: Ipv6Addr, is_node: bool) -> Self {
         if InstanceUla::try_from(address).is_ok() {
             let [a, b, c, d, e, ..] = address.segments();
             return Self::App(Ipv6Addr::new(a, b, c, d, e, 0, 0, 1));
         }
         match AppUla::try_from(address) {
             Ok(app) => Self::App(app.addr()),
-            Err(_) => Self::Platform,
+            Err(_) if is_node => Self::Node,
+            Err(_) => Self::Other,
         }
     }
 
     /// The one header under our prefix that may be passed on.
     fn says(self, headers: &HeaderMap) -> Option<&'static str> {
         let address = match self {
-            Self::Platform => return Some(USER_HEADER),
+            Self::Node => return Some(USER_HEADER),
             Self::App(address) => address,
+            Self::Other => return None,
         };
         let mut told = headers.get_all(CALLER_HEADER).iter();
         let (Some(told), None) = (told.next(), told.next()) else {
@@ -82,10 +98,10 @@ pub struct Server {
 }
 
 impl Server {
-    /// A server for the app that `runtime` runs.
+    /// A server for the app that `runtime` runs. Until it is said who calls, nobody's word counts.
     #[must_use]
     pub fn new(runtime: Arc<dyn Runtime>, traffic: Traffic) -> Self {
-        let caller = Caller::Platform;
+        let caller = Caller::Other;
         Self {
             runtime,
             traffic,
@@ -93,34 +109,57 @@ impl Server {
         }
     }
 
-    /// The same for connections from this inner address.
+    /// The same for connections of this caller.
     #[must_use]
-    pub fn called_from(self, address: Ipv6Addr) -> Self {
-        let caller = Caller::at(address);
+    pub fn called_by(self, caller: Caller) -> Self {
         Self { caller, ..self }
     }
 
     /// Serves one connection to its end: the caller's, the answer that is under way when
     /// [`Traffic::closing`] is cancelled, or at once when [`Traffic::cut`] is.
-    pub async fn connection<S>(self, stream: S)
+    pub fn connection<S>(self, stream: S) -> impl Future<Output = ()> + Send + use<S>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        // From now on, not from when it is first polled: a drain must not miss it.
         let counted = self.traffic.connect();
+        self.counted(stream, counted)
+    }
+
+    async fn counted<S>(self, stream: S, counted: Connection)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let (closing, cut) = (self.traffic.closing().clone(), self.traffic.cut().clone());
+        let begun = CancellationToken::new();
         let service = service_fn(|request| {
+            begun.cancel();
             let this = self.clone();
-            async move { Ok::<_, Infallible>(this.answer(request).await) }
+            async move {
+                let mut answer = this.answer(request).await;
+                if this.traffic.is_leaving() && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+                    let close = HeaderValue::from_static("close");
+                    answer.headers_mut().insert(header::CONNECTION, close);
+                }
+                Ok::<_, Infallible>(answer)
+            }
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(IDLE_MAX)
             .max_buf_size(BUFFER_LEN_MAX)
-            .serve_connection(TokioIo::new(stream), service);
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades();
         let mut connection = std::pin::pin!(connection);
         let ended = tokio::select! {
             ended = &mut connection => ended,
             () = closing.cancelled() => {
+                tokio::select! {
+                    _ = &mut connection => return,
+                    () = begun.cancelled() => {}
+                    () = cut.cancelled() => {}
+                    () = tokio::time::sleep(FIRST_WITHIN) => {}
+                }
                 connection.as_mut().graceful_shutdown();
                 tokio::select! {
                     ended = &mut connection => ended,
@@ -190,9 +229,8 @@ fn refusal(error: &RequestError) -> Response<Body> {
 
 /// Removes every header under the platform's prefix but `kept`.
 fn remove_ours(headers: &mut HeaderMap, kept: Option<&str>) {
-    let ours = |name: &&HeaderName| {
-        name.as_str().starts_with(PLATFORM_HEADER_PREFIX) && kept != Some(name.as_str())
-    };
+    let ours =
+        |name: &&HeaderName| is_platform_header(name.as_str()) && kept != Some(name.as_str());
     let names: Vec<HeaderName> = headers.keys().filter(ours).cloned().collect();
     for name in names {
         headers.remove(name);
@@ -216,34 +254,50 @@ mod tests {
 
     use super::*;
 
+    /// What is left of the headers that a caller sends who claims to be `callers`, and to speak for the owner.
+    fn left(caller: Caller, callers: &[AppId]) -> Vec<String> {
+        let mut headers = HeaderMap::new();
+        for app in callers {
+            let value = HeaderValue::try_from(app.to_string()).unwrap();
+            headers.append(CALLER_HEADER, value);
+        }
+        let owner = HeaderValue::from_static("user:owner");
+        for name in [
+            USER_HEADER,
+            "x_tabbify_user",
+            "x-tabbify_user",
+            "x.tabbify.user",
+            "x_tabbify_app",
+            "x-tabbify-anything",
+        ] {
+            headers.insert(HeaderName::from_static(name), owner.clone());
+        }
+        let said = caller.says(&headers);
+        remove_ours(&mut headers, said);
+        let left = headers.keys().map(|name| name.as_str().to_owned());
+        left.collect()
+    }
+
     #[test]
     fn nobody_speaks_for_others() {
         let (app, other) = (AppId::mint(), AppId::mint());
-        let headers = |callers: &[AppId]| {
-            let mut headers = HeaderMap::new();
-            for app in callers {
-                let value = HeaderValue::try_from(app.to_string()).unwrap();
-                headers.append(CALLER_HEADER, value);
-            }
-            headers.insert(USER_HEADER, HeaderValue::from_static("user:owner"));
-            headers
+        let check = |from: Ipv6Addr, is_node: bool, callers: &[AppId], expected: Option<&str>| {
+            let left = left(Caller::at(from, is_node), callers);
+            let expected: Vec<&str> = expected.into_iter().collect();
+            assert_eq!(left, expected, "{from} {is_node}");
         };
-        let check = |from: Ipv6Addr, callers: &[AppId], expected: Option<&str>| {
-            let mut headers = headers(callers);
-            let said = Caller::at(from).says(&headers);
-            assert_eq!(said, expected, "{from}");
-            remove_ours(&mut headers, said);
-            let left: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
-            assert_eq!(left, expected.into_iter().collect::<Vec<_>>());
-        };
-        check(HostUla::new(1, 1).addr(), &[app], Some(USER_HEADER));
+        let machine = HostUla::new(1, 1).addr();
+        check(machine, true, &[app], Some(USER_HEADER));
+        check(machine, false, &[app], None);
         let by_app = AppUla::derive(app).addr();
         let by_instance = InstanceUla::derive(app, InstanceId(0x1_0002)).addr();
         for from in [by_app, by_instance] {
-            check(from, &[app], Some(CALLER_HEADER));
-            check(from, &[other], None);
-            check(from, &[], None);
-            check(from, &[app, other], None);
+            check(from, false, &[app], Some(CALLER_HEADER));
+            check(from, false, &[other], None);
+            check(from, false, &[], None);
+            check(from, false, &[app, other], None);
+            // An app is an app, whatever else is said of it.
+            check(from, true, &[other], None);
         }
     }
 }

@@ -5,12 +5,14 @@
 //!                └─────▶ Failed        (from Starting, too: a drain may come at any time)
 //! ```
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use tabbify_api::runner::{Failure, StateName, Status};
-use tabbify_types::MeshKey;
 use tabbify_types::event::v1::InstanceRef;
+use tabbify_types::{MeshKey, SecretName, SecretVersion};
 use tokio::sync::watch;
 
 use crate::traffic::Traffic;
@@ -36,6 +38,7 @@ pub struct Identity {
 pub struct State {
     identity: Identity,
     traffic: Traffic,
+    secrets: OnceLock<BTreeMap<SecretName, SecretVersion>>,
     stage: watch::Sender<(StateName, Option<Failure>)>,
 }
 
@@ -46,8 +49,15 @@ impl State {
         Self {
             identity,
             traffic,
+            secrets: OnceLock::new(),
             stage: watch::Sender::new((StateName::Starting, None)),
         }
+    }
+
+    /// The app has its secrets, in these versions; said once, before it is ready.
+    pub fn has_secrets(&self, versions: BTreeMap<SecretName, SecretVersion>) {
+        // Said again, it would be the same: a runner fetches them once.
+        let _ = self.secrets.set(versions);
     }
 
     /// A spawn ticket is wanted.
@@ -114,6 +124,7 @@ impl State {
             underlay: self.identity.underlay,
             active: counts.active,
             total: counts.total,
+            secrets: self.secrets.get().cloned().unwrap_or_default(),
         }
     }
 

@@ -6,6 +6,10 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+/// LIMIT: how long callers who have not heard yet that others serve from here on are still answered, each
+/// with the word that its connection ends. Those who have heard close theirs at once.
+const LINGER: Duration = Duration::from_secs(1);
+
 /// What is under way and what has been.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -15,6 +19,8 @@ pub struct Counts {
     pub total: u64,
     /// Connections that are open.
     pub connections: u64,
+    /// Whether connections that were let in may still be waiting to be taken.
+    pub listening: bool,
 }
 
 impl Counts {
@@ -39,6 +45,7 @@ pub struct Drained {
 pub struct Traffic {
     counts: Arc<watch::Sender<Counts>>,
     requests_max: u64,
+    leaving: CancellationToken,
     closing: CancellationToken,
     cut: CancellationToken,
 }
@@ -46,6 +53,10 @@ pub struct Traffic {
 /// A request that counts as being served until this is dropped.
 #[derive(Debug)]
 pub struct Permit(Arc<watch::Sender<Counts>>);
+
+/// Until this is dropped, connections that were let in may still be waiting to be taken.
+#[derive(Debug)]
+pub struct Listening(Arc<watch::Sender<Counts>>);
 
 /// A connection that counts as open until this is dropped.
 #[derive(Debug)]
@@ -58,6 +69,7 @@ impl Traffic {
         Self {
             counts: Arc::new(watch::Sender::new(Counts::default())),
             requests_max,
+            leaving: CancellationToken::new(),
             closing: CancellationToken::new(),
             cut: CancellationToken::new(),
         }
@@ -77,6 +89,13 @@ impl Traffic {
         admitted.then(|| Permit(Arc::clone(&self.counts)))
     }
 
+    /// Held by who takes connections until it takes no more: a drain waits for what it lets in.
+    #[must_use]
+    pub fn listening(&self) -> Listening {
+        self.counts.send_modify(|counts| counts.listening = true);
+        Listening(Arc::clone(&self.counts))
+    }
+
     /// Counts a connection.
     #[must_use]
     pub fn connect(&self) -> Connection {
@@ -88,6 +107,12 @@ impl Traffic {
     #[must_use]
     pub fn counts(&self) -> Counts {
         *self.counts.borrow()
+    }
+
+    /// Whether no connection is to be kept for another request: every answer says so.
+    #[must_use]
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.is_cancelled()
     }
 
     /// Cancelled when no connection is to be taken any more, and each open one is to end with the
@@ -103,14 +128,23 @@ impl Traffic {
         &self.cut
     }
 
-    /// Takes no new connections, waits until all that has begun has ended and its answers are out,
-    /// at most for `deadline`, and cuts the rest.
+    /// Lets callers go, then takes no new connections, waits until all that has begun has ended and its
+    /// answers are out, at most for `deadline`, and cuts the rest.
     pub async fn drain(&self, deadline: Duration) -> Drained {
         let before = self.counts();
-        self.closing.cancel();
+        self.leaving.cancel();
         let mut counts = self.counts.subscribe();
-        // Both outcomes, idle and the deadline, end in the same count.
-        let _ = tokio::time::timeout(deadline, counts.wait_for(Counts::idle)).await;
+        // All outcomes, idle and the deadlines, end in the same count.
+        let drained = async {
+            let gone = counts.wait_for(|counts| counts.connections == 0);
+            let _ = tokio::time::timeout(LINGER, gone).await;
+            self.closing.cancel();
+            // Who takes connections sees that it closes, and takes those that were let in before.
+            let ended = counts.wait_for(|counts| counts.idle() && !counts.listening);
+            let _ = ended.await;
+        };
+        let _ = tokio::time::timeout(deadline, drained).await;
+        self.closing.cancel();
         let after = self.counts();
         self.cut.cancel();
         // Requests that were on their way on an open connection may have begun since.
@@ -125,6 +159,12 @@ impl Traffic {
 impl Drop for Permit {
     fn drop(&mut self) {
         self.0.send_modify(|counts| counts.active -= 1);
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.0.send_modify(|counts| counts.listening = false);
     }
 }
 
@@ -152,13 +192,40 @@ mod tests {
             Counts {
                 active: 2,
                 total: 3,
-                connections: 1
+                connections: 1,
+                listening: false
             }
         );
         drop((second, third));
         assert!(!traffic.counts().idle());
         drop(connection);
         assert!(traffic.counts().idle());
+    }
+
+    /// Callers are told before connections are closed under them, and not for long.
+    #[tokio::test(start_paused = true)]
+    async fn who_has_not_heard_is_still_served() {
+        let traffic = Traffic::new(9);
+        let kept = traffic.connect();
+        let begun = tokio::time::Instant::now();
+        let (_, ()) = tokio::join!(traffic.drain(Duration::from_secs(5)), async {
+            tokio::task::yield_now().await;
+            assert!(traffic.is_leaving() && !traffic.closing().is_cancelled());
+            drop(traffic.begin());
+            traffic.closing().cancelled().await;
+            assert_eq!(begun.elapsed().as_secs(), LINGER.as_secs());
+            drop(kept);
+        });
+        assert_eq!(begun.elapsed().as_secs(), LINGER.as_secs());
+
+        // With nobody left to be told, nobody is waited for; a deadline of nothing waits for nobody.
+        let traffic = Traffic::new(9);
+        let _ = traffic.drain(Duration::from_secs(5)).await;
+        let traffic = Traffic::new(9);
+        let _kept = traffic.connect();
+        let _ = traffic.drain(Duration::ZERO).await;
+        assert!(traffic.cut().is_cancelled());
+        assert_eq!(begun.elapsed().as_secs(), LINGER.as_secs());
     }
 
     #[tokio::test(start_paused = true)]

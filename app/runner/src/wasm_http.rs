@@ -44,7 +44,8 @@ use self::memory::{Memory, Pot};
 use self::meter::{Meter, Metered};
 use self::neighbors::Neighbors;
 use crate::output::Output;
-use crate::runtime::{Body, RequestError, Runtime, Start};
+use crate::runtime::{Body, Entry, RequestError, Runtime, Start};
+use crate::secrets::Secrets;
 use crate::traffic::Permit;
 
 /// LIMIT: memory, in bytes, that a guest may ask the host to hold for one call.
@@ -83,6 +84,7 @@ type Head = Result<hyper::Response<HyperOutgoingBody>, GuestError>;
 pub struct WasmHttp {
     app: ProxyPre<Guest>,
     run: RunConfig,
+    secrets: Secrets,
     output: Output,
     tasks: Tasks,
     limits: Limits,
@@ -112,6 +114,9 @@ impl WasmHttp {
         let Start {
             run, entry, limits, ..
         } = start;
+        let Entry::Memory(entry) = entry else {
+            return Err(here("a component is compiled in memory".to_owned()));
+        };
         let compiling = tokio::task::spawn_blocking(move || {
             let engine = compile::engine(limits.requests)
                 .map_err(|error| here(format!("wasm cannot run on this machine: {error:#}")))?;
@@ -127,6 +132,7 @@ impl WasmHttp {
             app,
             pot: Arc::new(Pot::new(run.memory.bytes())),
             run,
+            secrets: start.secrets,
             output: start.output,
             tasks: start.tasks,
             limits,
@@ -208,7 +214,10 @@ impl WasmHttp {
     fn store(&self, meter: &Arc<Meter>) -> Store<Guest> {
         let memory = Memory::new(Arc::clone(&self.pot), self.run.memory.bytes());
         let egress = Egress::new(&self.output, &self.neighbors, meter);
-        let guest = Guest::new(&self.run.env, &self.output, memory, egress);
+        let variables = self.run.env.iter();
+        let variables = variables.map(|(name, value)| (name.as_str(), value.as_str()));
+        let variables = variables.chain(self.secrets.variables());
+        let guest = Guest::new(variables, &self.output, memory, egress);
         let mut store = Store::new(self.app.engine(), guest);
         store.limiter(|guest| &mut guest.memory);
         store.set_hostcall_fuel(HOSTCALL_LEN_MAX);

@@ -17,6 +17,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
 use crate::control::{Connection, Secret};
+use crate::failpoint::{Point, pass};
 use crate::logs::log_tail;
 use crate::pid::{Holder, Process, holder};
 use crate::plan::{Drain, Life};
@@ -29,6 +30,8 @@ use crate::{Config, Error};
 const STOP_WITHIN: Duration = Duration::from_secs(10);
 /// LIMIT: how long the kernel may take to end a killed process.
 const KILL_WITHIN: Duration = Duration::from_secs(10);
+/// LIMIT: how long removing a dead runner's container may take.
+const CLEAN_WITHIN: Duration = Duration::from_secs(120);
 /// LIMIT: processes being started or ended at once.
 const ACTIONS_MAX: usize = 32;
 
@@ -88,10 +91,14 @@ impl Hands {
             .map(|report| report.event(&self.reports, placed, &tail))
             .collect();
         let events = events.map_err(Error::Event)?;
+        pass(Point::BeforeReport);
         let mut pause = Duration::from_millis(50);
         loop {
             match self.log.append(Append::of(events.clone())).await {
-                Ok(appended) => return Ok(appended.last),
+                Ok(appended) => {
+                    pass(Point::Reported);
+                    return Ok(appended.last);
+                }
                 // It may or may not be written: the same ids make the repetition safe. Whoever
                 // stops us drops this future.
                 Err(AppendError::Stopping) => sleep(pause).await,
@@ -104,7 +111,9 @@ impl Hands {
     /// Intent, directory, lock, process: in this order, so that at no moment a process exists
     /// whose intent is not durable or whose lock is free.
     pub(crate) async fn spawn(&self, placed: &Placed) -> Result<Spawned, Error> {
+        pass(Point::BeforeIntent);
         self.report(placed, &[Report::Starting]).await?;
+        pass(Point::Intended);
         let _permit = self.permits.acquire().await;
         let dir = self.dir(InstanceRef {
             app: placed.app.app,
@@ -117,7 +126,10 @@ impl Hands {
         };
         match prepared.unwrap_or_else(|panic| Err(io::Error::other(panic))) {
             Ok(Some(prepared)) => match exec(&self.config.runner, &dir, prepared) {
-                Ok(child) => Ok(Spawned::Child(child)),
+                Ok(child) => {
+                    pass(Point::Spawned);
+                    Ok(Spawned::Child(child))
+                }
                 Err(error) => Ok(Spawned::Never(chain(&error).to_string())),
             },
             Ok(None) => dir
@@ -148,15 +160,17 @@ impl Hands {
             artifact: app.artifact,
             run: app.run,
             store: self.config.store.clone(),
+            vault: self.config.vault,
             logs: self.config.logs_dir(of),
             cache: self.config.cache_dir(),
+            engine: self.config.engine.clone(),
             underlay: self.config.underlay,
             peers: self.config.peers.clone(),
             coordinator: self
                 .config
                 .identity
                 .as_ref()
-                .map(|identity| identity.coordinator().clone()),
+                .map(crate::Identity::coordinator),
             secret: Secret::mint().to_text(),
         }
     }
@@ -164,8 +178,12 @@ impl Hands {
     /// Drains a runner. One that cannot be drained is no error: it is stopped next.
     pub(crate) async fn drain(&self, of: InstanceRef, deadline: Duration) -> Drain {
         let dir = self.dir(of);
+        pass(Point::BeforeDrain);
         match drain(&dir, deadline).await {
-            Ok((finished, cut)) => Drain::Done { finished, cut },
+            Ok((finished, cut)) => {
+                pass(Point::Drained);
+                Drain::Done { finished, cut }
+            }
             Err(error) => {
                 let path = dir.path().display();
                 tracing::warn!(%path, error = %chain(&error), "a runner could not be drained");
@@ -177,17 +195,54 @@ impl Hands {
     /// Ends a runner's process; returns once it has ended.
     pub(crate) async fn stop(&self, of: InstanceRef) -> Result<(), Error> {
         let _permit = self.permits.acquire().await;
-        stop(&self.dir(of)).await.map(|_| ())
+        pass(Point::BeforeStop);
+        stop(&self.dir(of)).await?;
+        pass(Point::Ended);
+        Ok(())
     }
 
     /// Removes the directory of a dead runner.
     pub(crate) async fn remove(&self, of: InstanceRef) -> Result<(), Error> {
         let dir = self.dir(of);
         let path = dir.path().to_owned();
+        pass(Point::BeforeRemove);
+        clean(&self.config.runner, &dir).await?;
         let removed = tokio::task::spawn_blocking(move || dir.remove()).await;
         removed
             .unwrap_or_else(|panic| Err(io::Error::other(panic)))
-            .map_err(Error::file(path))
+            .map_err(Error::file(path))?;
+        pass(Point::Removed);
+        Ok(())
+    }
+}
+
+/// Removes what the dead runner of an image left in its engine: a container outlives who started it. The
+/// runner program does that, which knows engines.
+async fn clean(program: &Path, dir: &RunnerDir) -> Result<(), Error> {
+    // Without a boot document nothing was ever started.
+    if !dir.boot().is_ok_and(|boot| boot.run.image.is_some()) {
+        return Ok(());
+    }
+    let cleaning = Command::new(program)
+        .arg("--clean")
+        .arg(dir.path())
+        .env_clear()
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .status();
+    let failed = |detail: String| Error::Unclean {
+        path: dir.path().to_owned(),
+        detail,
+    };
+    match timeout(CLEAN_WITHIN, cleaning).await {
+        Ok(Ok(status)) if status.success() => Ok(()),
+        Ok(Ok(status)) => Err(failed(format!("{} --clean: {status}", program.display()))),
+        Ok(Err(error)) => Err(failed(format!("{}: {error}", program.display()))),
+        Err(_) => Err(failed(
+            "the container engine does not answer in time".to_owned(),
+        )),
     }
 }
 
@@ -246,6 +301,7 @@ pub(crate) async fn stop(dir: &RunnerDir) -> Result<Stopped, Error> {
         tracing::warn!(path = %dir.path().display(), pid = process.pid, error = %chain(&error), "a runner cannot be asked to stop, sending it SIGTERM");
         process.signal(Signal::TERM).map_err(file())?;
     }
+    pass(Point::AskedToStop);
     if timeout(STOP_WITHIN, process.ended()).await.is_ok() {
         return Ok(Stopped::Politely);
     }

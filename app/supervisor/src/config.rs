@@ -1,6 +1,6 @@
 //! What a supervisor is given: everything it needs, by value, without hidden defaults.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, SocketAddrV6};
 use std::path::{Path, PathBuf};
 
 use tabbify_api::mesh::PeerRecord;
@@ -21,6 +21,10 @@ pub struct Config {
     pub runner: PathBuf,
     /// Where runners fetch artifacts, as in [`Boot::store`](tabbify_api::runner::Boot::store).
     pub store: String,
+    /// The container engine's socket, as in [`Boot::engine`](tabbify_api::runner::Boot::engine).
+    pub engine: Option<String>,
+    /// Where runners get their secrets, over their own mesh; without, no app that names some starts here.
+    pub vault: Option<SocketAddrV6>,
     /// Where runners bind their WireGuard sockets; port 0 lets each pick one.
     pub underlay: SocketAddr,
     /// Who may call the runners: the nodes. With an identity, they count while no coordinator can be

@@ -53,6 +53,14 @@ pub enum Error {
         /// The runner's directory.
         path: PathBuf,
     },
+    /// Something of a dead runner's is left in a container engine.
+    #[error("what the runner in {} left is not removed: {detail}", path.display())]
+    Unclean {
+        /// The runner's directory.
+        path: PathBuf,
+        /// What went wrong.
+        detail: String,
+    },
     /// Who holds the lock of a runner's directory is not known, so nobody can be stopped.
     #[error("who runs in {} is not known", path.display())]
     Unidentified {

@@ -18,20 +18,23 @@ const TICKET_LIFE: Duration = Duration::from_secs(120);
 /// Gives the machine's certificate, as it was signed last; asked for each ticket, since certificates end.
 pub type Certificate = Arc<dyn Fn() -> String + Send + Sync>;
 
+/// Says where runners find the coordinator, as it was found last; asked for each runner, since places change.
+pub type Whereabouts = Arc<dyn Fn() -> CoordinatorAt + Send + Sync>;
+
 /// A member's identity, and where the coordinator is.
 #[derive(Clone)]
 pub struct Identity {
     certificate: Certificate,
     signer: Signer,
-    coordinator: CoordinatorAt,
+    coordinator: Whereabouts,
 }
 
 impl Identity {
     /// Of the machine whose certificate names the public half of `signing`; runners are told where the
     /// `coordinator` is, which must be where they reach it.
     #[must_use]
-    pub fn new(certificate: Certificate, signing: SecretKey, coordinator: CoordinatorAt) -> Self {
-        let platform = PlatformId::of(&coordinator.root);
+    pub fn new(certificate: Certificate, signing: SecretKey, coordinator: Whereabouts) -> Self {
+        let platform = PlatformId::of(&coordinator().root);
         Self {
             certificate,
             signer: Signer::new(signing, platform),
@@ -39,8 +42,8 @@ impl Identity {
         }
     }
 
-    pub(crate) const fn coordinator(&self) -> &CoordinatorAt {
-        &self.coordinator
+    pub(crate) fn coordinator(&self) -> CoordinatorAt {
+        (self.coordinator)()
     }
 
     /// A ticket for an instance, and the certificate that makes it count.
@@ -64,7 +67,7 @@ impl fmt::Debug for Identity {
     /// Without the key.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Identity")
-            .field("coordinator", &self.coordinator)
+            .field("coordinator", &self.coordinator())
             .finish_non_exhaustive()
     }
 }
@@ -94,7 +97,7 @@ mod tests {
             ask_nat: false,
         };
         let certificate: Certificate = Arc::new(|| "certificate".to_owned());
-        let identity = Identity::new(certificate, signing.clone(), at);
+        let identity = Identity::new(certificate, signing.clone(), Arc::new(move || at.clone()));
         let of = InstanceRef {
             app: AppId::mint(),
             instance: InstanceId(3),
@@ -107,6 +110,11 @@ mod tests {
         let ticket: SpawnTicket = opened.unwrap();
         assert_eq!((ticket.app, ticket.instance), (of.app, of.instance));
         assert_eq!(ticket.not_after, NOW.plus(TICKET_LIFE));
-        assert!(!format!("{identity:?}").contains("certificate\""));
+        // Where the coordinator is, and nothing else: neither what signs nor what is shown to it.
+        let shown = format!(
+            "Identity {{ coordinator: {:?}, .. }}",
+            identity.coordinator()
+        );
+        assert_eq!(format!("{identity:?}"), shown);
     }
 }

@@ -4,7 +4,8 @@
 //! live on without it. Reading order: [`state`] folds the log into what is desired, [`plan`] decides,
 //! [`supervise`] drives, [`act`] does one thing at a time, [`watch`] holds on to one living runner;
 //! both use [`runner_dir`] (files and the lock), [`control`] (the socket) and [`pid`] (processes);
-//! [`identity`] signs the tickets that runners get their leases for.
+//! [`identity`] signs the tickets that runners get their leases for; [`exit`] tells how a process ended that
+//! is not our child; [`failpoint`] is where tests end the process.
 //! [`logs`] reads what apps print; [`stop_all`] needs no supervisor.
 //!
 //! Tasks: `supervisor` (essential), and per runner a `runner-watch` and at most one
@@ -26,6 +27,9 @@ mod capability;
 mod config;
 mod control;
 mod error;
+mod exit;
+#[doc(hidden)]
+pub mod failpoint;
 mod identity;
 mod logs;
 mod news;
@@ -43,7 +47,7 @@ mod watch;
 pub use capability::probe_capabilities;
 pub use config::Config;
 pub use error::Error;
-pub use identity::{Certificate, Identity};
-pub use logs::FileLogs;
+pub use identity::{Certificate, Identity, Whereabouts};
+pub use logs::{FileLogs, LogService};
 pub use stop_all::{StopReport, stop_all_runners};
 pub use supervisor::{Overview, Supervisor};

@@ -6,6 +6,8 @@
 
 mod backward;
 mod file;
+pub(crate) mod keep;
+mod service;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs;
@@ -19,6 +21,7 @@ use tabbify_types::{AppId, InstanceId};
 use tokio::task::JoinHandle;
 
 use file::Tail;
+pub use service::LogService;
 
 /// LIMIT: one line on disk, in bytes: 16 KiB of text, escaped at worst six times, and its frame.
 const LINE_LEN_MAX: usize = 128 * 1024;
@@ -62,6 +65,7 @@ impl AppLogs for FileLogs {
                 .map_err(|source| LogsError { app, source })?;
             let reader = Reader {
                 app,
+                found: merge.found,
                 follow,
                 batch: VecDeque::new(),
                 state: State::Idle(Some(Box::new(merge))),
@@ -76,6 +80,7 @@ impl AppLogs for FileLogs {
 #[derive(Debug)]
 struct Reader {
     app: AppId,
+    found: usize,
     follow: bool,
     batch: VecDeque<LogLine>,
     state: State,
@@ -91,6 +96,10 @@ enum State {
 }
 
 impl LogReader for Reader {
+    fn found(&self) -> usize {
+        self.found
+    }
+
     fn next(&mut self) -> BoxFuture<'_, Result<Option<LogLine>, LogsError>> {
         Box::pin(async move {
             loop {
@@ -143,6 +152,8 @@ struct Merge {
     directory: PathBuf,
     since: Option<tabbify_types::Timestamp>,
     follow: bool,
+    /// Lines that there are of the newest `tail`.
+    found: usize,
     /// Lines still to be dropped at the beginning, so that the newest `tail` are left.
     surplus: usize,
     tails: BTreeMap<InstanceId, Tail>,
@@ -154,6 +165,7 @@ impl Merge {
             directory,
             since: query.since,
             follow: query.follow,
+            found: 0,
             surplus: 0,
             tails: BTreeMap::new(),
         };
@@ -166,7 +178,8 @@ impl Merge {
             merge.tails.insert(instance, tail);
         }
         if let Some(newest) = query.tail {
-            merge.surplus = usize::saturating_sub(found, newest);
+            merge.found = found.min(newest);
+            merge.surplus = found - merge.found;
         }
         Ok(merge)
     }

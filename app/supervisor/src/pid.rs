@@ -12,6 +12,8 @@ use tabbify_api::runner::BIRTH_FILE;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use crate::exit;
+use crate::report::Status;
 use crate::runner_dir::RunnerDir;
 
 /// A process, held by a descriptor: no later process with the same number is mistaken for it.
@@ -52,6 +54,11 @@ impl Process {
     pub(crate) async fn ended(&self) {
         // An error means that the reactor is gone, and with it everybody who could care.
         let _ = self.pidfd.readable().await;
+    }
+
+    /// How it ended, which it has, as far as the kernel tells somebody who is not its parent.
+    pub(crate) fn exit_status(&self) -> Option<Status> {
+        exit::status(self.pid, &self.pidfd)
     }
 
     /// Sends a signal to this very process; one that has ended is no error.

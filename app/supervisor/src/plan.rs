@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tabbify_api::runner::Failure;
 use tabbify_types::event::v1::{FailureReason, InstanceRef};
-use tabbify_types::{EventId, MeshKey, Timestamp};
+use tabbify_types::{EventId, MeshKey, SecretName, SecretVersion, Timestamp};
 
 use crate::report::{End, Report};
 use crate::state::{Desired, Placed};
@@ -65,6 +65,8 @@ pub(crate) enum Control {
     Ready {
         /// The WireGuard key that it made.
         key: MeshKey,
+        /// The versions of the secrets that it got.
+        secrets: BTreeMap<SecretName, SecretVersion>,
     },
     /// It says that it takes no new requests.
     Draining,
@@ -173,8 +175,9 @@ fn running(of: InstanceRef, placed: &Placed, seen: Option<&Observed>, wait: Dura
         Life::Alive(Control::Unwatched) => Step::Do(Action::Adopt(of)),
         // Reported once it has ended: then all that it printed is on disk.
         Life::Alive(Control::Failed) => Step::Do(Action::Stop(of)),
-        Life::Alive(Control::Ready { key }) if placed.said.healthy.is_none() => {
-            let said = vec![Report::Started { key: *key }, Report::Healthy];
+        Life::Alive(Control::Ready { key, secrets }) if placed.said.healthy.is_none() => {
+            let (key, secrets) = (*key, secrets.clone());
+            let said = vec![Report::Started { key, secrets }, Report::Healthy];
             Step::Do(Action::Report(of, said))
         }
         // One that has not been heard yet may have been ready for long: it is given the time to

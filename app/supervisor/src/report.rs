@@ -1,7 +1,10 @@
 //! What is said about an instance: reports with ids that follow from its placement, and the words
 //! for its end.
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::ExitStatus;
 
 use tabbify_api::runner::{ExitRecord, Failure};
 use tabbify_types::event::EventError;
@@ -9,7 +12,9 @@ use tabbify_types::event::v1::{
     AppFailed, AppHealthy, AppStarted, AppStarting, AppStopped, FailureReason, InstanceDrained,
     InstanceRef,
 };
-use tabbify_types::{AppUla, Event, InstanceUla, MeshKey, NewEvent, Segment};
+use tabbify_types::{
+    AppUla, Event, InstanceUla, MeshKey, NewEvent, SecretName, SecretVersion, Segment,
+};
 
 use crate::state::Placed;
 
@@ -27,6 +32,8 @@ pub(crate) enum Report {
     Started {
         /// The WireGuard key that it made.
         key: MeshKey,
+        /// The versions of the secrets that it got.
+        secrets: BTreeMap<SecretName, SecretVersion>,
     },
     /// It answers.
     Healthy,
@@ -70,11 +77,12 @@ impl Report {
         let of = InstanceRef { app, instance };
         let event = match self {
             Self::Starting => Event::from(AppStarting { of }),
-            Self::Started { key } => Event::from(AppStarted {
+            Self::Started { key, secrets } => Event::from(AppStarted {
                 of,
                 app_ula: AppUla::derive(app),
                 instance_ula: InstanceUla::derive(app, instance),
                 key: *key,
+                secrets: secrets.clone(),
             }),
             Self::Healthy => Event::from(AppHealthy { of }),
             Self::Drained { finished, cut } => Event::from(InstanceDrained {
@@ -113,7 +121,7 @@ impl fmt::Display for Report {
 pub(crate) struct End {
     /// Its own last word.
     pub(crate) exit: Option<ExitRecord>,
-    /// What the system said: only its parent learns it.
+    /// What the system said: to its parent, or to whoever held it, if the kernel tells them.
     pub(crate) status: Option<Status>,
     /// The last line of its own log.
     pub(crate) last_words: Option<String>,
@@ -128,6 +136,15 @@ pub(crate) enum Status {
     Signal(i32),
 }
 
+impl Status {
+    /// As wait(2) encodes it; none of a process that was only stopped.
+    pub(crate) fn of_wait(raw: i32) -> Option<Self> {
+        let status = ExitStatus::from_raw(raw);
+        let code = status.code().map(Self::Code);
+        code.or_else(|| status.signal().map(Self::Signal))
+    }
+}
+
 impl End {
     /// The end, as the reason why an instance does not run; `said` is what it said before.
     pub(crate) fn failure(&self, said: Option<&Failure>) -> Failure {
@@ -138,8 +155,8 @@ impl End {
         let code = self.exit.as_ref().map(|exit| Status::Code(exit.code));
         let mut detail = match code.or(self.status) {
             Some(Status::Code(code)) => format!("its runner ended with exit code {code}"),
-            Some(Status::Signal(signal)) => match signal_name(signal) {
-                Some(name) => format!("its runner was killed by {name}"),
+            Some(Status::Signal(signal)) => match signal_in_words(signal) {
+                Some((name, words)) => format!("its runner was killed by {name}: {words}"),
                 None => format!("its runner was killed by signal {signal}"),
             },
             None => "its runner ended without a word, as when it is killed".to_owned(),
@@ -155,17 +172,32 @@ impl End {
     }
 }
 
-const fn signal_name(signal: i32) -> Option<&'static str> {
+/// What a signal that ends a process is called, and what it means to whoever runs the app.
+const fn signal_in_words(signal: i32) -> Option<(&'static str, &'static str)> {
     Some(match signal {
-        2 => "SIGINT",
-        4 => "SIGILL",
-        6 => "SIGABRT",
-        7 => "SIGBUS",
-        8 => "SIGFPE",
-        9 => "SIGKILL",
-        11 => "SIGSEGV",
-        13 => "SIGPIPE",
-        15 => "SIGTERM",
+        1 => ("SIGHUP", "somebody sent it"),
+        2 => ("SIGINT", "somebody sent it"),
+        3 => ("SIGQUIT", "somebody sent it"),
+        4 => (
+            "SIGILL",
+            "it came to an instruction that this processor does not have",
+        ),
+        6 => (
+            "SIGABRT",
+            "it found itself in a state that must not be, and ended itself",
+        ),
+        7 => ("SIGBUS", "memory or a file behind it could not be read"),
+        8 => ("SIGFPE", "it calculated what cannot be"),
+        9 => (
+            "SIGKILL",
+            "by somebody, or by the kernel because the machine had no memory left (dmesg says which)",
+        ),
+        11 => ("SIGSEGV", "it used memory that is not its own"),
+        13 => ("SIGPIPE", "nobody read what it wrote"),
+        15 => ("SIGTERM", "somebody asked it to end"),
+        24 => ("SIGXCPU", "it used up the processor time that it may have"),
+        25 => ("SIGXFSZ", "it wrote a file longer than it may"),
+        31 => ("SIGSYS", "it made a system call that it may not make"),
         _ => return None,
     })
 }
@@ -230,8 +262,40 @@ mod tests {
         };
         check(
             &killed,
-            "its runner was killed by SIGKILL; its last words: starting",
+            "its runner was killed by SIGKILL: by somebody, or by the kernel because the machine had no \
+             memory left (dmesg says which); its last words: starting",
         );
+        for (signal, words) in [
+            (
+                11,
+                "its runner was killed by SIGSEGV: it used memory that is not its own",
+            ),
+            (64, "its runner was killed by signal 64"),
+        ] {
+            let status = Some(Status::Signal(signal));
+            check(
+                &End {
+                    status,
+                    ..End::default()
+                },
+                words,
+            );
+        }
+        let status = Status::of_wait(0x0700);
+        check(
+            &End {
+                status,
+                ..End::default()
+            },
+            "its runner ended with exit code 7",
+        );
+        assert_eq!(Status::of_wait(9), Some(Status::Signal(9)));
+        assert_eq!(
+            Status::of_wait(0x80 | 11),
+            Some(Status::Signal(11)),
+            "with a core"
+        );
+        assert_eq!(Status::of_wait(0x7F), None, "only stopped");
         let left = End {
             exit: Some(ExitRecord {
                 code: 3,

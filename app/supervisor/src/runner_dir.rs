@@ -16,6 +16,7 @@ use tabbify_api::runner::{BIRTH_FILE, BOOT_FILE, Birth, Boot, EXIT_FILE, RUNNER_
 use tabbify_process::files;
 use tabbify_types::event::v1::InstanceRef;
 
+use crate::failpoint::{Point, pass};
 use crate::plan::{Control, Life};
 use crate::report::{End, tail};
 
@@ -57,7 +58,8 @@ impl RunnerDir {
         &self.path
     }
 
-    /// Every directory below `runners` that has the name of an instance.
+    /// Every directory below `runners` that has the name of an instance. For whoever is alone there: the
+    /// directory of an app without any is removed.
     pub(crate) fn scan(runners: &Path) -> io::Result<Vec<Self>> {
         let mut found = Vec::new();
         for app in entries(runners)? {
@@ -65,7 +67,12 @@ impl RunnerDir {
                 tracing::warn!(path = %app.display(), "not the directory of an app, left alone");
                 continue;
             };
-            for instance in entries(&app)? {
+            let instances = entries(&app)?;
+            if instances.is_empty() {
+                // A crash came between the removal of its last runner and its own. What is not empty stays.
+                let _ = fs::remove_dir(&app);
+            }
+            for instance in instances {
                 let Some(number) = parsed(&instance) else {
                     tracing::warn!(path = %instance.display(), "not the directory of a runner, left alone");
                     continue;
@@ -129,6 +136,7 @@ impl RunnerDir {
     /// here: an instance has one life.
     pub(crate) fn prepare(&self, boot: &Boot) -> io::Result<Option<Prepared>> {
         files::private_dir(&self.path)?;
+        pass(Point::DirectoryMade);
         let birth = self.path.join(BIRTH_FILE);
         let lock = OpenOptions::new()
             .read(true)
@@ -140,13 +148,16 @@ impl RunnerDir {
         if !try_lock(&lock, FlockOperation::NonBlockingLockExclusive)? || self.has_lived() {
             return Ok(None);
         }
+        pass(Point::Locked);
         let boot = serde_json::to_vec_pretty(boot)?;
         files::write_atomic(&self.path.join(BOOT_FILE), &boot, 0o600)?;
+        pass(Point::BootWritten);
         let log = OpenOptions::new()
             .append(true)
             .create(true)
             .mode(0o600)
             .open(self.path.join(RUNNER_LOG))?;
+        pass(Point::Prepared);
         // The names on the way here must be as durable as what they lead to.
         for parent in self.path.ancestors().skip(1).take(2) {
             files::sync_dir(parent)?;
@@ -160,6 +171,7 @@ impl RunnerDir {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
+        pass(Point::InstanceRemoved);
         match self.path.parent().map_or(Ok(()), fs::remove_dir) {
             Err(error)
                 if !matches!(

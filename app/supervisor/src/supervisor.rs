@@ -12,6 +12,7 @@ use tabbify_process::{Clock, Importance, TaskHandle, Tasks, chain, files};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
+use crate::logs::keep::{self, Keep};
 use crate::runner_dir::try_lock;
 use crate::supervise::Supervision;
 use crate::{Config, Error};
@@ -62,6 +63,7 @@ impl Supervisor {
             files::private_dir(dir).map_err(Error::file(dir))?;
         }
         let lock = lock(&runners).await?;
+        keep_logs(&config, Arc::clone(&clock), tasks);
         let (mut supervision, overview) = Supervision::new(config, log, leases, clock, tasks);
         supervision.look(&runners)?;
         let main = tasks.spawn("supervisor", Importance::Essential, async move {
@@ -89,6 +91,25 @@ impl Supervisor {
     pub fn abort(&self) {
         self.main.abort();
     }
+}
+
+/// Removes now and then what apps printed long ago.
+fn keep_logs(config: &Config, clock: Arc<dyn Clock>, tasks: &Tasks) {
+    let (logs, runners) = (config.data_dir.join("logs"), config.runners_dir());
+    let stop = tasks.token();
+    tasks.spawn("log retention", Importance::Detached, async move {
+        loop {
+            let (logs, runners, clock) = (logs.clone(), runners.clone(), Arc::clone(&clock));
+            let swept = tokio::task::spawn_blocking(move || {
+                keep::sweep(&logs, &runners, Keep::DEFAULT, &*clock);
+            });
+            // A panic has been logged; the next look may do better.
+            let _ = swept.await;
+            if stop.run_until_cancelled(sleep(keep::EVERY)).await.is_none() {
+                return;
+            }
+        }
+    });
 }
 
 /// INVARIANT: one supervisor per data directory. The lock ends with its holder.

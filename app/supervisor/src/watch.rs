@@ -1,7 +1,6 @@
 //! Holds on to one living runner: knows its state from the control socket and its end from the
 //! kernel. One task per runner; it never looks at the clock while nothing happens.
 
-use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +13,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, sleep};
 
 use crate::control::Connection;
+use crate::failpoint::{Point, pass};
 use crate::news::{News, What};
 use crate::pid::{Holder, Process, holder};
 use crate::plan::{Control, Life};
@@ -57,10 +57,14 @@ impl Mortal {
     /// Its exit status, if that is ours to know. Safe to cancel.
     async fn ended(&mut self) -> Option<report::Status> {
         match self {
-            Self::Child(child) => child.wait().await.ok().and_then(exit_status),
+            Self::Child(child) => {
+                use std::os::unix::process::ExitStatusExt as _;
+                let status = child.wait().await.ok()?;
+                report::Status::of_wait(status.into_raw())
+            }
             Self::Adopted(process) => {
                 process.ended().await;
-                None
+                process.exit_status()
             }
         }
     }
@@ -182,6 +186,7 @@ impl Watch {
             connection.set_peers(peers.clone()).await?;
         }
         let status = connection.status().await?;
+        pass(Point::Met);
         Ok((connection, status))
     }
 
@@ -195,7 +200,10 @@ impl Watch {
 fn what(status: Status) -> What {
     let control = match status.state {
         StateName::Unleased | StateName::Starting => Control::Starting,
-        StateName::Ready => Control::Ready { key: status.key },
+        StateName::Ready => Control::Ready {
+            key: status.key,
+            secrets: status.secrets,
+        },
         StateName::Draining => Control::Draining,
         StateName::Failed => {
             return What::Failed(status.failure.unwrap_or_else(|| Failure {
@@ -205,10 +213,4 @@ fn what(status: Status) -> What {
         }
     };
     What::Seen(Life::Alive(control))
-}
-
-fn exit_status(status: ExitStatus) -> Option<report::Status> {
-    use std::os::unix::process::ExitStatusExt as _;
-    let code = status.code().map(report::Status::Code);
-    code.or_else(|| status.signal().map(report::Status::Signal))
 }

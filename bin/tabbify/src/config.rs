@@ -10,7 +10,7 @@ use tabbify_process::env;
 
 use crate::log_settings::{AppendRates, ColdExtents, Settings};
 use crate::objects::Objects;
-use crate::{coordinator, gateway, member, relay};
+use crate::{api_gateway, coordinator, gateway, member, relay};
 
 /// The file; unknown keys are errors.
 #[derive(Debug, Default, PartialEq, Eq, Deserialize)]
@@ -30,6 +30,8 @@ pub(crate) struct Config {
     pub(crate) mesh: member::Section,
     /// The gateway: none unless it is told to listen.
     pub(crate) gateway: gateway::Section,
+    /// The vault.
+    pub(crate) vault: api_gateway::Section,
 }
 
 /// `[log]`.
@@ -83,22 +85,99 @@ pub(crate) fn read(path: Option<&Path>) -> Result<Config, ConfigError> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
     use super::*;
 
+    const PAGE: &str = include_str!("../../../docs/operating/up.toml");
+
+    fn parsed<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, ConfigError> {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        load(Some(file.path()), &[])
+    }
+
+    /// The page with the lines taken in that begin with one of these marks.
+    fn page(marks: &[&str]) -> String {
+        let is_setting = |line: &str| {
+            let name = line.split([' ', ']']).next().unwrap_or_default();
+            let name = name.strip_prefix('[').unwrap_or(name);
+            let named = !name.is_empty()
+                && name
+                    .bytes()
+                    .all(|b| b"abcdefghijklmnopqrstuvwxyz_.".contains(&b));
+            named && (line.starts_with('[') || line[name.len()..].starts_with(" = "))
+        };
+        let line = |line: &str| {
+            let bare = marks.iter().find_map(|mark| line.strip_prefix(mark));
+            bare.filter(|bare| is_setting(bare))
+                .map_or_else(|| line.to_owned(), str::to_owned)
+        };
+        PAGE.lines().map(line).collect::<Vec<_>>().join("\n")
+    }
+
+    /// The keys that the program knows of a table; none if that is no table.
+    fn keys(table: &str) -> Vec<String> {
+        let header = if table.is_empty() {
+            String::new()
+        } else {
+            format!("[{table}]\n")
+        };
+        let error = parsed::<Config>(&format!("{header}no_such_key = 1\n")).unwrap_err();
+        let said = tabbify_process::chain(&error).to_string();
+        let Some((_, expected)) = said.split_once("unknown field `no_such_key`, expected ") else {
+            return Vec::new();
+        };
+        let expected = expected.lines().next().unwrap();
+        expected
+            .split('`')
+            .skip(1)
+            .step_by(2)
+            .map(str::to_owned)
+            .collect()
+    }
+
     #[test]
-    fn the_documented_example_is_a_configuration() {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-        let config: Config = load(Some(&root.join("docs/operating/up.toml")), &[]).unwrap();
-        assert_eq!(
-            config.node.listen,
-            Some(SocketAddr::from(([127, 0, 0, 1], 8090)))
-        );
-        assert!(config.platform.data_dir.is_some());
-        assert!(config.coordinator.listen.is_some() && config.mesh.underlay.is_some());
-        assert_ne!(config.relay, relay::Section::default());
-        assert!(config.gateway.listen.is_some() && config.gateway.endpoint.is_some());
+    fn the_page_as_it_stands_changes_nothing() {
+        assert_eq!(parsed::<Config>(PAGE).unwrap(), Config::default());
+    }
+
+    #[test]
+    fn the_defaults_on_the_page_are_the_programs() {
+        let config: Config = parsed(&page(&["# "])).unwrap();
+        let node = SocketAddr::from(([127, 0, 0, 1], tabbify_node::config::PORT));
+        assert_eq!(config.node.listen, Some(node));
+        assert_eq!(config.coordinator, coordinator::Settings::shown_defaults());
+        assert_eq!((config.relay, config.gateway), Default::default());
+        assert_eq!(config.mesh, member::Section::default());
+        assert_eq!(config.platform, Platform::default());
+        assert_eq!(config.log.objects, Objects::shown_defaults());
         let log = config.log.settings();
-        assert!(log.checkpoints.is_some() && log.cold.is_some());
-        assert_ne!(log.rates(), tabbify_log::Rates::default());
+        assert!(log.checkpoints.is_none() && log.cold.is_none());
+        assert!(log.rates.is_complete());
+        assert_eq!(log.rates(), tabbify_log::Rates::default());
+    }
+
+    #[test]
+    fn the_page_has_every_key() {
+        let text = page(&["# ", "#: "]);
+        let config: Config = parsed(&text).unwrap();
+        assert!(config.log.settings().is_cold_by_default());
+        let page: serde_json::Value = parsed(&text).unwrap();
+        let mut tables = vec![String::new()];
+        while let Some(table) = tables.pop() {
+            for key in keys(&table) {
+                let path = if table.is_empty() {
+                    key
+                } else {
+                    format!("{table}.{key}")
+                };
+                let found = page.pointer(&format!("/{}", path.replace('.', "/")));
+                assert!(found.is_some(), "{path} is not on the page");
+                tables.push(path);
+            }
+        }
+        assert_eq!(keys("node"), ["listen"]);
+        assert!(keys("log").contains(&"rates".to_owned()));
     }
 }

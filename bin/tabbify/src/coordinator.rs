@@ -28,14 +28,18 @@ use tokio::net::TcpListener;
 use tokio::sync::Mutex;
 
 use crate::data_dir::DataDir;
-use crate::own_token::OwnToken;
+use crate::listen::{Taken, Transport};
+use crate::own_token::{self, OwnToken};
 use crate::read_node;
 use crate::role::{self, Arguments};
 use crate::substrate::{COORDINATOR_SOCKET, bind, log_socket};
+use crate::way::COORDINATOR_PORT;
 
 /// Where it listens alone unless it is told otherwise: loopback, until somebody says who may come.
-const LISTEN: SocketAddr =
-    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8888);
+const LISTEN: SocketAddr = SocketAddr::new(
+    std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST),
+    COORDINATOR_PORT,
+);
 /// How long a service token must still last to be shown once more.
 const TOKEN_REST: Duration = Duration::from_secs(3600);
 
@@ -50,7 +54,8 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let issuers = IssuerKeys::of(&keys);
     let platform = PlatformId::of(&keys.root.public());
     let own = OwnToken::new(&issuers, platform.clone(), Arc::clone(&clock));
-    let log = own.connect(&log_socket(&data), &tasks).await?;
+    let log = own.connect(&log_socket(&data), &tasks).await;
+    let log = log.map_err(|error| own_token::away(error, &data))?;
     let snapshots = data.snapshots().join("coordinator");
     let config = tabbify_auth::Config {
         snapshots: Some(snapshots.clone()),
@@ -113,8 +118,9 @@ impl Served {
         listen: SocketAddr,
         tasks: &Tasks,
     ) -> anyhow::Result<SocketAddr> {
-        let cannot = || format!("the coordinator cannot listen on {listen}");
-        let listener = TcpListener::bind(listen).await.with_context(cannot)?;
+        let taken = Taken::of("[coordinator] listen", Transport::Tcp, listen);
+        let listener = TcpListener::bind(listen).await;
+        let listener = listener.map_err(|error| taken.or(error))?;
         let address = listener.local_addr()?;
         let listen = Some(address);
         Record { listen }.write(data)?;
@@ -222,6 +228,22 @@ pub(crate) struct Settings {
     relays: Vec<RelayAt>,
     /// After how many seconds of silence a machine is lost, and its apps go elsewhere. Default 60.
     lost_after_s: Option<NonZeroU32>,
+    /// How much of a machine's memory may be promised to apps on it, in hundredths. Default 400: most use far
+    /// less than the most that they may.
+    memory_overcommit_percent: Option<NonZeroU32>,
+}
+
+#[cfg(test)]
+impl Settings {
+    /// Nothing but what counts without being said.
+    pub(crate) fn shown_defaults() -> Self {
+        let lost_after = tabbify_coordinator::LOST_AFTER.as_secs();
+        Self {
+            lost_after_s: u32::try_from(lost_after).ok().and_then(NonZeroU32::new),
+            memory_overcommit_percent: NonZeroU32::new(tabbify_coordinator::OVERCOMMIT_PERCENT),
+            ..Self::default()
+        }
+    }
 }
 
 impl Settings {
@@ -233,8 +255,12 @@ impl Settings {
             relays,
             stun: self.stun.clone(),
         });
-        match self.lost_after_s {
+        let options = match self.lost_after_s {
             Some(seconds) => options.lost_after(Duration::from_secs(seconds.get().into())),
+            None => options,
+        };
+        match self.memory_overcommit_percent {
+            Some(percent) => options.overcommit_percent(percent.get()),
             None => options,
         }
     }
@@ -262,6 +288,8 @@ struct Section {
     relays: Vec<RelayAt>,
     /// See [`Settings`].
     lost_after_s: Option<NonZeroU32>,
+    /// See [`Settings`].
+    memory_overcommit_percent: Option<NonZeroU32>,
 }
 
 #[cfg(test)]
@@ -279,6 +307,7 @@ impl Section {
             stun: self.stun,
             relays: self.relays,
             lost_after_s: self.lost_after_s,
+            memory_overcommit_percent: self.memory_overcommit_percent,
         };
         (self.data_dir, settings)
     }

@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! <data>/            0700
-//!   keys/            root, issuer, owner and the node's mesh key, 0600 each
+//!   keys/            root, issuer, owner, the node's mesh key and the vault's, 0600 each
+//!   vault/           the values of secrets, sealed; worth nothing without the vault's key
 //!   tokens/          what roles that run alone show to the log, 0600 each
 //!   log/             the event log
 //!   consumers/       how far its consumers have come
 //!   read/            the read model; may be deleted
-//!   log.sock read.sock auth.sock coordinator.sock mesh.sock   where other processes of this user reach the roles
+//!   log.sock read.sock auth.sock vault.sock coordinator.sock mesh.sock   where other processes of this user reach the roles
 //!   node.key host.key   the machine's WireGuard key, and what it signs spawn tickets with, 0600
 //!   membership.json  what a machine that joined knows of its platform, 0600
 //!   coordinator.key coordinator.json   the coordinator's TLS key, 0600, and where it listens

@@ -14,7 +14,7 @@ use tabbify_types::{EventId, HostName, Tenant};
 
 use crate::coordinator::{Record, keys};
 use crate::data_dir::DataDir;
-use crate::own_token::OwnToken;
+use crate::own_token::{self, OwnToken};
 use crate::role;
 use crate::substrate::log_socket;
 
@@ -68,7 +68,8 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let platform = PlatformId::of(&keys.root.public());
     let own = OwnToken::new(&IssuerKeys::of(&keys), platform.clone(), Arc::clone(&clock));
-    let log = own.connect(&log_socket(&data), &tasks).await?;
+    let log = own.connect(&log_socket(&data), &tasks).await;
+    let log = log.map_err(|error| own_token::away(error, &data))?;
     let auth = Auth::start(Arc::new(log), &keys, Arc::clone(&clock), &tasks).await?;
     let jti = EventId::mint().to_string();
     let proof = OwnerProof::new(platform, OWNER, &jti, clock.now()).sign(&keys.owner)?;

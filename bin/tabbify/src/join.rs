@@ -8,12 +8,13 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use tabbify_api::ErrorCode;
 use tabbify_membership::{Invited, JoinFailed, Membership, RequestFailed, join_platform};
-use tabbify_process::{SystemClock, Tasks, chain, files};
+use tabbify_process::{SystemClock, Tasks, chain, env, files};
 use tabbify_supervisor::probe_capabilities;
 use tabbify_token::PlatformId;
 use tabbify_types::event::v1::Capability;
 
-use crate::member::{Kept, Secrets, Way, look_up};
+use crate::member::{Kept, Secrets};
+use crate::way::{Named, Way};
 use crate::{role, supervisord, up};
 
 /// LIMIT: bytes of a join token, with the white space around it.
@@ -25,7 +26,7 @@ const ANOTHER_KEY: &str = "has another key";
 /// Flags of `tabbify join`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Where the coordinator answers, as host:port
+    /// Where the coordinator answers: a name or an address, with the port if it is not 8888
     coordinator: String,
     /// A file with the join token; without, it is read from standard input, never from an argument
     #[arg(long)]
@@ -50,6 +51,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         data_dir,
         no_run,
     } = arguments;
+    let coordinator = Named::read(&coordinator)?;
     let role = role::Arguments::new(config, data_dir);
     let settings = role.config::<supervisord::Config>()?;
     let data = role.data_dir(settings.data_dir())?;
@@ -57,7 +59,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let invited = Invited::read(&token)
         .context("it has to be what `tabbify invite` wrote, whole: it begins with tbj_")?;
     files::private_dir(data.path()).with_context(|| data.path().display().to_string())?;
-    look_up(&coordinator).await?;
+    coordinator.look_up().await?;
     let secrets = Secrets::load_or_create(&data)?;
     let capabilities = match no_run {
         true => seen().await.unwrap_or_default(),
@@ -75,11 +77,12 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     )
     .await;
     role::stop(&tasks).await?;
-    let membership = joined.map_err(|error| explained(error, &invited, &coordinator))?;
+    let membership = joined.map_err(|error| explained(error, &invited, coordinator.text()))?;
     say(&membership);
     let pin = invited.pin;
     let kept = Kept {
-        coordinator,
+        coordinator: coordinator.text().to_owned(),
+        known: coordinator.known(),
         pin,
         membership,
     };
@@ -92,7 +95,8 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
 
 /// What has been seen to work on this machine.
 async fn seen() -> anyhow::Result<Vec<Capability>> {
-    Ok(probe_capabilities(&up::runner_program()?).await)
+    let engine = env::read(env::DOCKER_HOST);
+    Ok(probe_capabilities(&up::runner_program()?, engine.as_deref()).await)
 }
 
 fn say(membership: &Membership) {

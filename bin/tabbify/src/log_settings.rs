@@ -157,6 +157,23 @@ impl Postgres {
 }
 
 #[cfg(test)]
+impl AppendRates {
+    /// Whether every rate is said.
+    pub(crate) const fn is_complete(&self) -> bool {
+        let events = self.events_per_second.is_some() && self.events_burst.is_some();
+        events && self.bytes_per_second.is_some() && self.bytes_burst.is_some()
+    }
+}
+
+#[cfg(test)]
+impl Settings {
+    /// Whether as much stays on the local disk as without being said.
+    pub(crate) fn is_cold_by_default(&self) -> bool {
+        self.cold.as_ref().and_then(|cold| cold.local) == Some(LOCAL)
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

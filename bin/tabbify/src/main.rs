@@ -2,11 +2,12 @@
 //!
 //! Role dispatch, nothing else: [`command`] knows the roles. [`up`] composes all of them,
 //! [`platform`] says in which order they start, [`substrate`] is the log of this process, [`role`]
-//! what roles that run alone have in common, [`member`] this machine in the mesh, [`over_mesh`] the services
-//! there, [`join`] how other machines come to it, [`authorize`] who may do what over their sockets,
+//! what roles that run alone have in common, [`member`] this machine in the mesh, [`way`] how it finds
+//! the coordinator, [`over_mesh`] the services there, [`join`] how other machines come to it, [`authorize`] who may do what over their sockets,
 //! [`gateway`] where people's devices come in, [`data_dir`] where files are, [`down`] ends the apps of a
 //! data directory.
 
+mod api_gateway;
 mod audit;
 mod auth;
 mod authorize;
@@ -41,13 +42,18 @@ mod supervisord;
 mod token;
 mod transaction_node;
 mod up;
+mod way;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 fn main() -> anyhow::Result<ExitCode> {
     tabbify_process::telemetry::init();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(command::run(std::env::args_os()))
+    let ended = runtime.block_on(command::run(std::env::args_os()));
+    // A look-up of a name cannot be stopped, and nobody waits for its answer any more.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    ended
 }

@@ -10,6 +10,9 @@
 //!
 //! Spawns two tasks: `membership` renews, `mesh candidates` says where the endpoint may be reached.
 
+mod kept;
+mod renewal;
+
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::path::Path;
@@ -17,31 +20,29 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use tabbify_api::BoxFuture;
 use tabbify_api::coordinator::Helpers;
 use tabbify_api::mesh::{Leases as _, Resolver};
 use tabbify_api::policy::ROLE_TAG;
 use tabbify_api::runner::{CoordinatorAt, DoorAt, Place};
-use tabbify_membership::{
-    Door, JoinFailed, Membership, MeshSecret, RemoteConfig, RemoteCoordinator, RequestFailed,
-};
-use tabbify_mesh::{Mesh, PrivateKey, RelayServer, RelayTls};
-use tabbify_process::connect::{Bearer, Connect, Stream, UnixSocket};
-use tabbify_process::{Clock, Importance, Tasks, chain, files};
+use tabbify_membership::{Door, Membership, MeshSecret, RemoteConfig, RemoteCoordinator};
+use tabbify_mesh::{Mesh, MeshError, PrivateKey, RelayServer, RelayTls};
+use tabbify_process::connect::{Bearer, Connect, Stream};
+use tabbify_process::{Clock, Importance, Tasks, files};
 use tabbify_token::{PlatformId, SecretKey};
-use tabbify_types::{Digest, MeshKey, Timestamp};
-use tokio::net::TcpStream;
-use tokio::time::sleep;
+use tabbify_types::{Digest, MeshKey};
 
+pub(crate) use self::kept::{Again, Kept};
+use self::renewal::Keeping;
 use crate::data_dir::DataDir;
+use crate::listen::{self, Taken, Transport};
 use crate::mesh_status;
 use crate::over_mesh::MeshSocket;
+use crate::way::{Named, Way};
 
 /// How long what is known of others counts while no coordinator can be reached.
 const OUTAGE_GRACE: Duration = Duration::from_secs(24 * 3600);
-/// LIMIT: the shortest and the longest pause between two renewals.
-const RENEW_AFTER: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(6 * 3600));
 
 /// How the process's WireGuard endpoint meets the network.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
@@ -49,93 +50,8 @@ const RENEW_AFTER: (Duration, Duration) = (Duration::from_secs(10), Duration::fr
 pub(crate) struct Section {
     /// Where it binds, over UDP; port 0 takes a free one. Runners bind beside it, on free ports.
     pub(crate) underlay: Option<SocketAddr>,
-    /// Whether to ask the NAT for a port (PCP, NAT-PMP). Default: no.
+    /// Whether to ask the NAT for a port (PCP, NAT-PMP, UPnP). Default: no.
     pub(crate) ask_nat: bool,
-}
-
-/// What a machine keeps of having joined: `membership.json`, 0600.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Kept {
-    /// Where the coordinator answers, as it was said to `tabbify join`.
-    pub(crate) coordinator: String,
-    /// The digest of its TLS key, as the join token pinned it.
-    pub(crate) pin: Digest,
-    /// What it said last.
-    pub(crate) membership: Membership,
-}
-
-impl Kept {
-    /// What the machine of a data directory has kept.
-    pub(crate) fn read(data: &DataDir) -> anyhow::Result<Self> {
-        let path = data.membership();
-        let bytes = match files::read_secret(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => bail!(
-                "{} is no member of a platform yet. Run: tabbify join <coordinator> --data-dir {}",
-                data.path().display(),
-                data.path().display()
-            ),
-            Err(error) => return Err(error).with_context(|| path.display().to_string()),
-        };
-        serde_json::from_slice(&bytes).with_context(|| {
-            let path = path.display();
-            format!("{path} is damaged or of another version. Run `tabbify join` with a new token")
-        })
-    }
-
-    /// Keeps it for the next start.
-    pub(crate) fn write(&self, data: &DataDir) -> anyhow::Result<()> {
-        let path = data.membership();
-        let text = serde_json::to_vec_pretty(self)?;
-        files::write_atomic(&path, &text, 0o600).with_context(|| path.display().to_string())
-    }
-}
-
-/// A way to the coordinator.
-#[derive(Debug, Clone)]
-pub(crate) enum Way {
-    /// Its socket, in the data directory of the platform.
-    Local(UnixSocket),
-    /// Where it listens, as `host:port`; the name is looked up for each connection.
-    Remote(String),
-}
-
-impl Way {
-    /// Where that is now.
-    async fn places(&self) -> anyhow::Result<Vec<Place>> {
-        match self {
-            Self::Local(socket) => Ok(vec![Place::Unix(socket.directory.join(&socket.name))]),
-            Self::Remote(host) => Ok(look_up(host).await?.into_iter().map(Place::Tcp).collect()),
-        }
-    }
-}
-
-/// The addresses of `host:port`, at least one.
-pub(crate) async fn look_up(host: &str) -> anyhow::Result<Vec<SocketAddr>> {
-    let found = tokio::net::lookup_host(host).await;
-    let found: Vec<SocketAddr> = found
-        .with_context(|| format!("{host} has no address. It is written host:port"))?
-        .collect();
-    if found.is_empty() {
-        bail!("{host} has no address. Check the name, and that this machine can look names up");
-    }
-    Ok(found)
-}
-
-impl Connect for Way {
-    fn connect(&self) -> BoxFuture<'_, io::Result<Box<dyn Stream>>> {
-        Box::pin(async {
-            match self {
-                Self::Local(socket) => socket.connect().await,
-                Self::Remote(host) => {
-                    let stream = TcpStream::connect(host).await?;
-                    // Small requests must not wait for each other's acknowledgment.
-                    stream.set_nodelay(true)?;
-                    Ok(Box::new(stream) as Box<dyn Stream>)
-                }
-            }
-        })
-    }
 }
 
 /// What a member begins with.
@@ -156,7 +72,7 @@ impl Beginning {
     /// Of a machine that has joined: nobody needs to be asked.
     pub(crate) fn again(kept: Kept) -> Self {
         Self {
-            way: Way::Remote(kept.coordinator),
+            way: Way::Remote(Named::known_at(kept.coordinator, kept.known)),
             pin: kept.pin,
             membership: kept.membership,
             is_kept: true,
@@ -175,6 +91,8 @@ struct Inner {
     mesh: Mesh,
     signing: SecretKey,
     current: RwLock<Membership>,
+    way: Way,
+    pin: Digest,
     at: CoordinatorAt,
     underlay: SocketAddr,
     clock: Arc<dyn Clock>,
@@ -227,7 +145,7 @@ fn signing_key(path: &Path) -> anyhow::Result<SecretKey> {
 
 impl Member {
     /// Binds the endpoint on the machine's address and goes on being a member until the tasks end. Nobody
-    /// needs to be reached for that.
+    /// needs to be reached for that, but whoever looks up a name that was never known here.
     pub(crate) async fn start(
         data: &DataDir,
         beginning: Beginning,
@@ -256,7 +174,7 @@ impl Member {
             outage_grace: OUTAGE_GRACE,
         };
         let coordinator = RemoteCoordinator::start(vec![door], config, Arc::clone(clock), tasks)?;
-        let places = way.places().await?;
+        let places = way.find(tasks).await?;
         let (seen_at, underlay) = surroundings(&places, section.underlay);
         let helpers = membership.helpers.clone().seen_from(seen_at);
         let addresses = vec![membership.certificate.address.addr()];
@@ -265,10 +183,10 @@ impl Member {
         config.stun.clone_from(&helpers.stun);
         config.ask_nat = section.ask_nat;
         let resolver = resolver.unwrap_or_else(|| Arc::new(coordinator.clone()));
-        let mesh = Mesh::bind(config, resolver, tasks)?;
+        let mesh = Mesh::bind(config, resolver, tasks).map_err(|error| unbound(error, underlay))?;
         mesh_status::serve(data, &mesh, Arc::new(coordinator.clone()), tasks)?;
         let at = CoordinatorAt {
-            doors: places.into_iter().map(|at| DoorAt { at, pin }).collect(),
+            doors: Vec::new(),
             root: membership.root,
             issuers: membership.issuers.clone(),
             outage_grace_ms: u64::try_from(OUTAGE_GRACE.as_millis()).unwrap_or(u64::MAX),
@@ -280,19 +198,25 @@ impl Member {
             mesh,
             signing: secrets.signing,
             current: RwLock::new(membership),
+            way,
+            pin,
             at,
             underlay,
             clock: Arc::clone(clock),
         }));
-        let kept = match (is_kept, way) {
-            (true, Way::Remote(coordinator)) => Some((data.clone(), coordinator, pin)),
+        let kept = match (is_kept, &this.0.way) {
+            (true, Way::Remote(coordinator)) => Some(Keeping {
+                data: data.clone(),
+                coordinator: coordinator.clone(),
+                pin,
+            }),
             _ => None,
         };
         this.begin(kept, tasks);
         Ok(this)
     }
 
-    fn begin(&self, kept: Option<(DataDir, String, Digest)>, tasks: &Tasks) {
+    fn begin(&self, kept: Option<Keeping>, tasks: &Tasks) {
         let (renewing, stop) = (self.clone(), tasks.token());
         tasks.spawn("membership", Importance::Essential, async move {
             let _ = stop.run_until_cancelled(renewing.renew(kept)).await;
@@ -352,10 +276,12 @@ impl Member {
         self.current().certificate.address.addr()
     }
 
-    /// Where runners of this machine find the coordinator.
+    /// Where runners of this machine find the coordinator, as it was looked up last.
     pub(crate) fn coordinator_at(&self) -> CoordinatorAt {
-        let issuers = self.current().issuers;
+        let (issuers, pin) = (self.current().issuers, self.0.pin);
+        let doors = self.0.way.places().into_iter();
         CoordinatorAt {
+            doors: doors.map(|at| DoorAt { at, pin }).collect(),
             issuers,
             ..self.0.at.clone()
         }
@@ -386,44 +312,10 @@ impl Member {
         Arc::new(OfRole { member, role, port })
     }
 
-    /// Renews for ever what ends, at half of its life.
-    async fn renew(&self, kept: Option<(DataDir, String, Digest)>) {
-        loop {
-            let pause = {
-                let current = self.0.current.read();
-                let current = current.unwrap_or_else(PoisonError::into_inner);
-                renew_after(&current, self.0.clock.now())
-            };
-            sleep(pause).await;
-            let renewed = self.0.coordinator.certificate(&self.0.signing).await;
-            let membership = match renewed {
-                Ok(membership) => membership,
-                Err(JoinFailed::Request(RequestFailed::Refused(problem))) => {
-                    let (code, detail) = (problem.code.as_str(), &problem.detail);
-                    tracing::error!(code, detail, fix = problem.fix, "not renewed");
-                    continue;
-                }
-                Err(error) => {
-                    tracing::warn!(error = %chain(&error), "the certificate is not renewed yet");
-                    continue;
-                }
-            };
-            if let Some((data, coordinator, pin)) = &kept {
-                let kept = Kept {
-                    coordinator: coordinator.clone(),
-                    pin: *pin,
-                    membership: membership.clone(),
-                };
-                if let Err(error) = kept.write(data) {
-                    tracing::warn!(error = format!("{error:#}"), "the membership is not kept");
-                }
-            }
-            *self
-                .0
-                .current
-                .write()
-                .unwrap_or_else(PoisonError::into_inner) = membership;
-        }
+    /// From now on, that is known.
+    fn learn(&self, membership: Membership) {
+        let current = &self.0.current;
+        *current.write().unwrap_or_else(PoisonError::into_inner) = membership;
     }
 
     /// Says where the endpoint may be reached, and again when that changes.
@@ -513,28 +405,26 @@ pub(crate) fn relays(helpers: &Helpers) -> Vec<RelayServer> {
         .collect()
 }
 
-/// When to renew: at half of what is left of whatever ends first.
-fn renew_after(membership: &Membership, now: Timestamp) -> Duration {
-    let (shortest, longest) = RENEW_AFTER;
-    let Some(token) = &membership.token else {
-        // Auth was away.
-        return shortest;
-    };
-    let ends = membership.certificate.not_after.min(token.expires);
-    let left = ends.millis().saturating_sub(now.millis());
-    Duration::from_millis(left / 2).clamp(shortest, longest)
+/// Why there is no endpoint; who has the port, if that is why.
+fn unbound(error: MeshError, underlay: SocketAddr) -> anyhow::Error {
+    match &error {
+        MeshError::Bind { source, .. } if source.kind() == io::ErrorKind::AddrInUse => {
+            listen::taken(Taken::of("[mesh] underlay", Transport::Udp, underlay))
+        }
+        _ => error.into(),
+    }
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use tabbify_api::coordinator::{HostCertificate, HostLease, HostToken};
-    use tabbify_types::{HostUla, Tenant, VerifyingKeyBytes};
+    use tabbify_types::{HostUla, Tenant, Timestamp, VerifyingKeyBytes};
 
     use super::*;
 
-    const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
+    pub(crate) const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
 
-    fn membership(token: Option<u64>) -> Membership {
+    pub(crate) fn membership(token: Option<u64>) -> Membership {
         let (host, tenant) = ("box2".parse().unwrap(), Tenant::system());
         let lease = |index: u16, tags: &[&str]| HostLease {
             host: "box1".parse().unwrap(),
@@ -571,43 +461,12 @@ mod tests {
     }
 
     #[test]
-    fn renewed_at_half_of_what_ends_first() {
-        let of = |token| renew_after(&membership(token), NOW).as_secs();
-        assert_eq!(of(Some(3600)), 1800);
-        assert_eq!(of(Some(1)), 10);
-        assert_eq!(of(Some(30 * 24 * 3600)), 6 * 3600);
-        assert_eq!(of(None), 10);
-        let ended = renew_after(&membership(Some(5)), NOW.plus(Duration::from_secs(99)));
-        assert_eq!(ended.as_secs(), 10);
-    }
-
-    #[test]
     fn a_role_is_where_its_tag_is() {
         let membership = membership(None);
         let at = |index: u16| HostUla::new(1, index).addr();
         assert_eq!(machines(&membership, "transaction-node"), [at(1)]);
         assert_eq!(machines(&membership, "auth"), [at(1), at(3)]);
         assert!(machines(&membership, "node").is_empty());
-    }
-
-    #[test]
-    fn kept_for_the_next_start() {
-        let home = tempfile::tempdir().unwrap();
-        let data = DataDir::choose(Some(home.path().to_path_buf())).unwrap();
-        let missing = Kept::read(&data).unwrap_err().to_string();
-        assert!(missing.contains("tabbify join"), "{missing}");
-        let kept = Kept {
-            coordinator: "apps.example.com:8888".to_owned(),
-            pin: Digest::of(b"tls"),
-            membership: membership(Some(1)),
-        };
-        kept.write(&data).unwrap();
-        let again = Kept::read(&data).unwrap();
-        assert_eq!(again.membership, kept.membership);
-        assert_eq!((again.coordinator, again.pin), (kept.coordinator, kept.pin));
-        files::write_atomic(&data.membership(), b"{}", 0o600).unwrap();
-        let damaged = format!("{:#}", Kept::read(&data).unwrap_err());
-        assert!(damaged.contains("tabbify join"), "{damaged}");
     }
 
     #[test]

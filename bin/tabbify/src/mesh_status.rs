@@ -154,9 +154,13 @@ impl Teller {
             // An address needs no name.
             (Err(_), NameAsk::Address(address)) => Ok((address, None)),
             (Ok(Named { name, address }), NameAsk::Name(_)) => Ok((address, Some(name))),
-            (Err(error @ NameError::Unknown(_)), NameAsk::Name(_)) => {
-                let fix = "Look with `tcli apps` how it is called; this machine sees what policy lets it reach.";
-                let problem = Problem::new(ErrorCode::UnknownApp, error.to_string());
+            (Err(error @ NameError::Unknown(_)), NameAsk::Name(name)) => {
+                let fix = unknown(&name);
+                let code = match &name {
+                    MeshName::App { .. } => ErrorCode::UnknownApp,
+                    MeshName::Host(_) => ErrorCode::NotFound,
+                };
+                let problem = Problem::new(code, error.to_string());
                 Err(Box::new(problem.with_fix(fix)))
             }
             (Err(error @ NameError::Unreachable(_)), NameAsk::Name(_)) => {
@@ -268,6 +272,19 @@ impl Teller {
     }
 }
 
+/// What to do about a name that nobody has, or nobody whom this machine may know.
+const fn unknown(name: &MeshName) -> &'static str {
+    match name {
+        MeshName::App { .. } => {
+            "Look with `tcli apps` how it is called; this machine sees what policy lets it reach."
+        }
+        MeshName::Host(_) => {
+            "Look with `tcli machines list` how it is called. Machines with a role of the platform (a tag \
+             role:…) see every machine, others only those: ask from the platform's own machine."
+        }
+    }
+}
+
 fn unreached(error: DialError) -> Box<Problem> {
     let code = match error {
         DialError::NoLease(_) | DialError::Forbidden(_) => ErrorCode::NoLease,
@@ -280,7 +297,10 @@ fn unreached(error: DialError) -> Box<Problem> {
     };
     let fix = match code {
         ErrorCode::AppUnreachable => "Run: tabbify mesh explain, with the same name or address.",
-        ErrorCode::NoLease => "Nobody runs there now, or policy lets this machine not reach it.",
+        ErrorCode::NoLease => {
+            "Nobody runs there now, or policy keeps this machine from it: machines see those with a role of \
+             the platform, and are seen by them."
+        }
         _ => "Try again; look whether the coordinator runs.",
     };
     Box::new(Problem::new(code, chain(&error).to_string()).with_fix(fix))

@@ -6,7 +6,9 @@
 //! | 8700 | the log |
 //! | 8701 | the read model |
 //! | 8080 | auth |
+//! | 8702 | the vault |
 //! | 5000 | artifacts |
+//! | 8730 | what the apps of this machine print |
 
 use std::io;
 use std::net::SocketAddrV6;
@@ -14,11 +16,14 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use tabbify_api::BoxFuture;
+use tabbify_api::logs::SUPERVISOR_PORT;
+use tabbify_api::secrets::VAULT_PORT;
 use tabbify_auth::Peer;
 use tabbify_http::{Accept, Origin};
 use tabbify_mesh::{Incoming, Listener, Mesh};
 use tabbify_process::connect::{Connect, Stream};
 use tabbify_process::{Importance, Tasks};
+use tabbify_supervisor::{FileLogs, LogService};
 use tokio::sync::Mutex;
 
 use crate::authorize::Tokens;
@@ -37,17 +42,8 @@ pub(crate) fn log(
     tokens: &Tokens,
     tasks: &Tasks,
 ) -> anyhow::Result<()> {
-    let tokens = tokens.clone();
-    serve(
-        mesh,
-        LOG_PORT,
-        "log over the mesh",
-        tasks,
-        move |incoming| {
-            let tokens = Arc::new(tokens.of_peer(incoming.peer));
-            service.authorized_by(tokens).connection(incoming.stream)
-        },
-    )
+    let begin = move |tokens: Arc<Tokens>, stream| service.authorized_by(tokens).connection(stream);
+    by_token(mesh, LOG_PORT, "log over the mesh", tokens, tasks, begin)
 }
 
 /// Serves the read model to members.
@@ -57,17 +53,26 @@ pub(crate) fn read_model(
     tokens: &Tokens,
     tasks: &Tasks,
 ) -> anyhow::Result<()> {
+    let begin = move |tokens: Arc<Tokens>, stream| service.authorized_by(tokens).connection(stream);
+    by_token(mesh, READ_PORT, "read over the mesh", tokens, tasks, begin)
+}
+
+/// Serves whoever has a token that counts for the key that it has proven.
+fn by_token<F>(
+    mesh: &Mesh,
+    port: u16,
+    name: &'static str,
+    tokens: &Tokens,
+    tasks: &Tasks,
+    begin: impl Fn(Arc<Tokens>, tabbify_mesh::Stream) -> F + Send + 'static,
+) -> anyhow::Result<()>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
     let tokens = tokens.clone();
-    serve(
-        mesh,
-        READ_PORT,
-        "read over the mesh",
-        tasks,
-        move |incoming| {
-            let tokens = Arc::new(tokens.of_peer(incoming.peer));
-            service.authorized_by(tokens).connection(incoming.stream)
-        },
-    )
+    serve(mesh, port, name, tasks, move |incoming| {
+        begin(Arc::new(tokens.of_peer(incoming.peer)), incoming.stream)
+    })
 }
 
 /// Serves auth to members.
@@ -89,6 +94,33 @@ pub(crate) fn auth(
             service.clone().connection(incoming.stream, peer)
         },
     )
+}
+
+/// Serves the vault to instances.
+pub(crate) fn vault(
+    mesh: &Mesh,
+    service: tabbify_gateway::Service,
+    tasks: &Tasks,
+) -> anyhow::Result<()> {
+    let name = "vault over the mesh";
+    serve(mesh, VAULT_PORT, name, tasks, move |incoming| {
+        let peer = tabbify_gateway::Peer::on_mesh(incoming.peer, *incoming.remote.ip());
+        service.clone().connection(incoming.stream, peer)
+    })
+}
+
+/// Shows what the apps of this machine print to public edges, and to nobody else.
+pub(crate) fn app_logs(mesh: &Mesh, logs: FileLogs, tasks: &Tasks) -> anyhow::Result<()> {
+    let service = LogService::new(Arc::new(logs), tasks);
+    let name = "app logs over the mesh";
+    serve(mesh, SUPERVISOR_PORT, name, tasks, move |incoming| {
+        let admitted = incoming.is_node.then(|| service.clone());
+        async move {
+            if let Some(service) = admitted {
+                service.connection(incoming.stream).await;
+            }
+        }
+    })
 }
 
 /// Hands each connection to a port to `begin`, whose work runs as a task, until the tasks end. How many

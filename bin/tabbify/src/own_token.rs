@@ -15,12 +15,27 @@ use tabbify_token::{Claims, Kind, PlatformId, SecretKey, Signer};
 use tabbify_types::{EventId, Tenant, Timestamp};
 use tokio::time::sleep;
 
+use crate::data_dir::DataDir;
+
 /// Life of such a token: a subscription is opened again when the one that it was opened with ends.
 const LIFE: Duration = Kind::Service.life_max();
 /// The pause before the second attempt to connect; doubles with each.
 const PAUSE: Duration = Duration::from_millis(50);
 /// LIMIT: the longest pause between two attempts.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// Why there is no log behind the socket of a data directory, and what to do.
+pub(crate) fn away(error: ReadError, data: &DataDir) -> anyhow::Error {
+    let dir = data.path().display();
+    let next = match &error {
+        ReadError::Stopping => format!(
+            "No log answers in {dir}: neither `tabbify up` nor a transaction-node runs there. Start it \
+             (tabbify up --data-dir {dir}), and run this again beside it"
+        ),
+        _ => format!("The log of {dir} takes no question of this program"),
+    };
+    anyhow::Error::new(error).context(next)
+}
 
 /// Signs for itself, with the key that counts: which that is, is known once auth has started, and is
 /// found out before by trying.
@@ -83,7 +98,11 @@ impl OwnToken {
         let connecting = async move {
             let mut pause = PAUSE;
             loop {
-                match own.try_connect(&socket, &children).await {
+                let asked = own.try_connect(&socket, &children);
+                let Some(asked) = stop.run_until_cancelled(asked).await else {
+                    return;
+                };
+                match asked {
                     Ok(log) => return joined.join(Some(Arc::new(log) as Arc<dyn EventLog>)),
                     Err(error) if pause == PAUSE => {
                         let directory = socket.directory.display().to_string();

@@ -1,7 +1,7 @@
 //! The composition root: every role, built in the order in which they need each other.
 //!
 //! ```text
-//! keys → checkpoints → log → bootstrap → auth → its service, log service, read model
+//! keys → checkpoints → log → bootstrap → auth → vault → its service, log service, read model
 //!      → coordinator, its socket → this machine's membership: address, mesh → services over the mesh
 //!      → relay → supervisor → node
 //! ```
@@ -29,7 +29,7 @@ use tabbify_membership::RemoteConfig;
 use tabbify_mesh::Relay;
 use tabbify_node::BindError;
 use tabbify_process::connect::UnixSocket;
-use tabbify_process::{Clock, Importance, SystemClock, Tasks};
+use tabbify_process::{Clock, Importance, SystemClock, Tasks, env};
 use tabbify_supervisor::{FileLogs, Supervisor, probe_capabilities};
 use tabbify_types::event::v1::Capability;
 use tabbify_types::{Digest, HostName, Segment, SegmentGlob, VerifyingKeyBytes};
@@ -37,18 +37,21 @@ use tabbify_types::{Digest, HostName, Segment, SegmentGlob, VerifyingKeyBytes};
 use crate::authorize::{Tokens, host_scope, read_node_scope};
 use crate::coordinator::{Record, Served};
 use crate::data_dir::DataDir;
+use crate::listen::{self, Taken};
 use crate::log_settings::Settings;
-use crate::member::{self, Beginning, Member, Secrets, Way};
+use crate::member::{self, Beginning, Member, Secrets};
 use crate::over_mesh;
 use crate::read_node;
 use crate::relay::{self, Bound};
 use crate::substrate::{COORDINATOR_SOCKET, Engine, Substrate};
-use crate::{coordinator, gateway, supervisord};
+use crate::way::Way;
+use crate::{api_gateway, coordinator, gateway, supervisord};
 
 /// What this machine is for others of the mesh.
-const ROLES: [&str; 6] = [
+const ROLES: [&str; 7] = [
     "transaction-node",
     "read-node",
+    "api-gateway",
     "auth",
     "coordinator",
     "registry",
@@ -72,6 +75,8 @@ pub(crate) struct Told {
     pub(crate) mesh: member::Section,
     /// The gateway for people's devices.
     pub(crate) gateway: gateway::Section,
+    /// The vault.
+    pub(crate) vault: api_gateway::Section,
 }
 
 impl Told {
@@ -107,6 +112,7 @@ struct Services {
     log: tabbify_log::Service,
     read: tabbify_read::Service,
     auth: tabbify_auth::Service,
+    vault: tabbify_gateway::Service,
     tokens: Tokens,
 }
 
@@ -119,16 +125,18 @@ impl Platform {
         let substrate = Substrate::open(data, &told.log, &keys.root, &clock, tasks).await?;
         let log = &substrate.log;
         let auth = start_auth(data, &keys, log, &clock, tasks).await?;
-        let services = serve_here(data, &substrate, &auth, &clock, tasks).await?;
+        let services = serve_here(data, told, &substrate, &auth, &clock, tasks).await?;
 
         let secrets = Secrets::load_or_create(data)?;
-        let capabilities = probe_capabilities(&told.runner).await;
+        let engine = env::read(env::DOCKER_HOST);
+        let capabilities = probe_capabilities(&told.runner, engine.as_deref()).await;
         let relay = told.relay.bind(&data.relay_key()).await?;
         let this = tabbify_coordinator::Config {
             host: host.clone(),
             key: secrets.key(),
             tags: ROLES.map(|role| format!("{ROLE_TAG}{role}")).to_vec(),
             capabilities: capabilities.clone(),
+            memory: tabbify_process::memory_total(),
         };
         let ground = Ground {
             data,
@@ -150,11 +158,14 @@ impl Platform {
 
         let supervised = supervisord::supervised(data, &host, &told.runner, &member);
         let mine = log.client(host_scope(&host));
-        let devices = Arc::new(coordinator.clone());
-        told.gateway.start(data, devices, member.mesh(), tasks)?;
+        told.gateway
+            .start(data, &coordinator, &member, tasks)
+            .await?;
         let leases: Arc<dyn Leases> = Arc::new(coordinator);
         let supervisor =
             Supervisor::start(supervised, mine, leases, Arc::clone(&clock), tasks).await?;
+        let logs = FileLogs::new(data.path());
+        over_mesh::app_logs(member.mesh(), logs.clone(), tasks)?;
         let deps = tabbify_node::Deps {
             log: log.client(node_scope()),
             writers: Arc::new(Callers(Arc::clone(&substrate.limited))),
@@ -162,7 +173,9 @@ impl Platform {
             tokens: Arc::new(auth.checker()),
             dial: Arc::new(member.mesh().clone()),
             store,
-            logs: Arc::new(FileLogs::new(data.path())),
+            vault: api_gateway::of_node(data, tasks),
+            host: host.clone(),
+            logs: Arc::new(logs.clone()),
             clock,
             tasks: tasks.clone(),
         };
@@ -213,11 +226,14 @@ async fn start_auth(
 /// Serves the substrate to the processes of this machine.
 async fn serve_here(
     data: &DataDir,
+    told: &Told,
     substrate: &Substrate,
     auth: &Auth,
     clock: &Arc<dyn Clock>,
     tasks: &Tasks,
 ) -> anyhow::Result<Services> {
+    let vault = told.vault.start(data, substrate, auth, clock, tasks);
+    let vault = vault.await?;
     let tokens = Tokens::new(auth.checker());
     let auth = crate::auth::serve(data, auth.clone(), tasks)?;
     let log = substrate.serve(data, Arc::new(tokens.clone()), tasks)?;
@@ -228,6 +244,7 @@ async fn serve_here(
         log,
         read,
         auth,
+        vault,
         tokens,
     })
 }
@@ -243,6 +260,7 @@ fn serve_members(
     over_mesh::log(mesh, services.log, tokens, tasks)?;
     over_mesh::read_model(mesh, services.read, tokens, tasks)?;
     over_mesh::auth(mesh, services.auth, tasks)?;
+    over_mesh::vault(mesh, services.vault, tasks)?;
     let limits = tabbify_registry::Limits::default();
     let artifacts = tabbify_registry::Service::new(Arc::clone(store), &limits, tasks);
     let port = over_mesh::Port::open(mesh, ARTIFACTS_PORT)?;
@@ -335,7 +353,7 @@ async fn serve(
     };
     let server = match tabbify_node::Server::bind(config, deps).await {
         Err(BindError::Bind { source, .. }) if source.kind() == ErrorKind::AddrInUse => {
-            return Err(crate::listen::taken(listen));
+            return Err(listen::taken(Taken::node(listen)));
         }
         bound => bound?,
     };

@@ -11,14 +11,14 @@ use tabbify_api::coordinator::RelayAt;
 use tabbify_api::mesh::Resolver;
 use tabbify_api::policy::RELAY_TAG;
 use tabbify_mesh::{PrivateKey, Relay, RelayLimits};
-use tabbify_process::{Clock, SystemClock, Tasks, signals};
+use tabbify_process::Tasks;
 use tokio::net::TcpListener;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 
-use crate::data_dir::UpRecord;
-use crate::member::{self, Beginning, Kept, Member, Secrets};
+use crate::listen::{Taken, Transport};
+use crate::member::{self, Again, Kept};
 use crate::role;
 
 /// The name in the certificate where none is configured: it proves nothing, keys do.
@@ -50,18 +50,30 @@ pub(crate) struct Bound {
 }
 
 impl Section {
+    /// Whether it can be one, before anything is made.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        self.name
+            .as_deref()
+            .map_or(Ok(()), |name| certificate(name).map(drop))
+    }
+
     /// Takes the sockets; nothing if none is configured.
     pub(crate) async fn bind(&self, key: &Path) -> anyhow::Result<Option<Bound>> {
         if self.udp.is_none() && self.listen.is_none() {
             return Ok(None);
         }
         let udp = self.udp.map(|at| {
-            UdpSocket::bind(at).with_context(|| format!("the relay cannot bind {at} (UDP)"))
+            let taken = Taken::of("[relay] udp", Transport::Udp, at);
+            UdpSocket::bind(at).map_err(|error| taken.or(error))
         });
         let tls = match self.listen {
             Some(at) => {
-                let listening = TcpListener::bind(at).await;
-                Some(listening.with_context(|| format!("the relay cannot listen on {at}"))?)
+                let taken = Taken::of("[relay] listen", Transport::Tcp, at);
+                Some(
+                    TcpListener::bind(at)
+                        .await
+                        .map_err(|error| taken.or(error))?,
+                )
             }
             None => None,
         };
@@ -122,24 +134,15 @@ pub(crate) async fn run(arguments: role::Arguments) -> anyhow::Result<()> {
         "[relay] has neither udp nor listen: say where it relays (docs/operating/relay.toml)",
     )?;
     let at = bound.at()?;
-    let mut held = data.hold()?;
-    held.clear()?;
-    let tasks = Tasks::new();
-    signals::stop_on_signals(&tasks)?;
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let (beginning, secrets) = (Beginning::again(kept), Secrets::load_or_create(&data)?);
-    let member = Member::start(&data, beginning, secrets, &config.mesh, &clock, &tasks).await?;
-    let _relay = bound.start(Arc::new(member.coordinator().clone()), &tasks)?;
-    held.record(&UpRecord {
-        pid: std::process::id(),
-        server: member.address().to_string(),
-    })?;
-    let platform = member.platform();
-    role::say(&format!(
-        "relay · {host} · platform {platform}\n{}",
+    let again = Again::start(&data, kept, &config.mesh).await?;
+    let member = &again.member;
+    let _relay = bound.start(Arc::new(member.coordinator().clone()), &again.tasks)?;
+    let said = format!(
+        "relay · {host} · platform {}\n{}",
+        member.platform(),
         table(&at)
-    ));
-    role::until_stopped(&tasks).await
+    );
+    again.serve(&said).await
 }
 
 /// What the coordinator's configuration says of a relay.
@@ -205,7 +208,8 @@ mod tests {
             ..Section::default()
         };
         let refused = taken.bind(&key).await.err().unwrap();
-        assert!(format!("{refused:#}").contains("cannot bind"));
+        let said = format!("{refused:#}");
+        assert!(said.contains("Set another [relay] udp"), "{said}");
         let tasks = Tasks::new();
         let nobody = Arc::new(Nobody);
         assert_eq!(bound.start(nobody, &tasks).unwrap().key(), at.key);

@@ -7,16 +7,15 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use tabbify_api::artifact::ARTIFACTS_PORT;
 use tabbify_api::mesh::Leases;
-use tabbify_mesh::Mesh;
-use tabbify_process::{Clock, Importance, SystemClock, Tasks, signals};
-use tabbify_supervisor::{Identity, Supervisor};
+use tabbify_process::{Importance, env};
+use tabbify_supervisor::{FileLogs, Identity, Supervisor};
 use tabbify_types::HostName;
 
-use crate::data_dir::{DataDir, UpRecord};
+use crate::data_dir::DataDir;
 use crate::log_line;
-use crate::member::{self, Beginning, Kept, Member, Secrets};
-use crate::over_mesh::LOG_PORT;
-use crate::{role, up};
+use crate::member::{self, Again, Kept, Member};
+use crate::over_mesh::{self, LOG_PORT};
+use crate::{api_gateway, role, up};
 
 /// Runs until a signal.
 pub(crate) async fn run(arguments: role::Arguments) -> anyhow::Result<()> {
@@ -29,22 +28,25 @@ pub(crate) async fn run(arguments: role::Arguments) -> anyhow::Result<()> {
 pub(crate) async fn serve(data: DataDir, config: Config) -> anyhow::Result<()> {
     let kept = Kept::read(&data)?;
     let runner = up::runner_program()?;
-    let mut held = data.hold()?;
-    held.clear()?;
-    let tasks = Tasks::new();
-    signals::stop_on_signals(&tasks)?;
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let (beginning, secrets) = (Beginning::again(kept), Secrets::load_or_create(&data)?);
-    let member = Member::start(&data, beginning, secrets, &config.mesh, &clock, &tasks).await?;
+    let again = Again::start(&data, kept, &config.mesh).await?;
+    let Again {
+        member,
+        tasks,
+        clock,
+        ..
+    } = &again;
     let way = member.service("transaction-node", LOG_PORT);
-    let log = log_line::connect_later(way, member.bearer(), &tasks);
+    let log = log_line::connect_soon(way, member.bearer(), tasks).await;
     let host = member.current().certificate.host;
     let supervised = tabbify_supervisor::Config {
-        store: store(&member)?,
-        ..supervised(&data, &host, &runner, &member)
+        store: store(member)?,
+        vault: api_gateway::of_instances(member),
+        ..supervised(&data, &host, &runner, member)
     };
+    over_mesh::app_logs(member.mesh(), FileLogs::new(data.path()), tasks)?;
     let leases: Arc<dyn Leases> = Arc::new(member.coordinator().clone());
-    let mut supervisor = Supervisor::start(supervised, log, leases, clock, &tasks).await?;
+    let clock = Arc::clone(clock);
+    let mut supervisor = Supervisor::start(supervised, log, leases, clock, tasks).await?;
     let stop = tasks.token();
     tasks.spawn("supervisor watch", Importance::Detached, async move {
         let read = supervisor.until(|seen| seen.caught_up);
@@ -52,13 +54,13 @@ pub(crate) async fn serve(data: DataDir, config: Config) -> anyhow::Result<()> {
             tracing::info!(role = "supervisord", "its orders are read");
         }
     });
-    let address = member.address();
-    held.record(&UpRecord {
-        pid: std::process::id(),
-        server: address.to_string(),
-    })?;
-    announce(&host, &member);
-    role::until_stopped(&tasks).await
+    let said = format!(
+        "supervisord · {host} · {} · platform {} · mesh {}\n",
+        member.address(),
+        member.platform(),
+        member.mesh().stack()
+    );
+    again.serve(&said).await
 }
 
 /// Where the artifacts are: with the machine that has them, over the mesh.
@@ -71,7 +73,7 @@ fn store(member: &Member) -> anyhow::Result<String> {
     Ok(format!("mesh:[{machine}]:{ARTIFACTS_PORT}"))
 }
 
-/// A supervisor's configuration on a member, but for where artifacts are.
+/// A supervisor's configuration on the machine that has artifacts and the vault.
 pub(crate) fn supervised(
     data: &DataDir,
     host: &HostName,
@@ -83,6 +85,8 @@ pub(crate) fn supervised(
         data_dir: data.path().to_path_buf(),
         runner: runner.to_path_buf(),
         store: data.store_url(),
+        vault: Some(api_gateway::on(member.address())),
+        engine: env::read(env::DOCKER_HOST),
         underlay: member.runner_underlay(),
         peers: Vec::new(),
         identity: Some(identity(member)),
@@ -91,21 +95,12 @@ pub(crate) fn supervised(
 
 /// What the coordinator knows the machine by, as it is renewed.
 fn identity(member: &Member) -> Identity {
-    let certified = member.clone();
+    let (certified, told) = (member.clone(), member.clone());
     Identity::new(
         Arc::new(move || certified.current().signed),
         member.signing().clone(),
-        member.coordinator_at(),
+        Arc::new(move || told.coordinator_at()),
     )
-}
-
-fn announce(host: &HostName, member: &Member) {
-    let (address, platform) = (member.address(), member.platform());
-    let mesh: &Mesh = member.mesh();
-    role::say(&format!(
-        "supervisord · {host} · {address} · platform {platform} · mesh {}\n",
-        mesh.stack()
-    ));
 }
 
 /// The file: `[supervisord]` and `[mesh]`.

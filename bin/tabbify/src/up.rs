@@ -12,6 +12,7 @@ use tabbify_process::{Tasks, env, signals};
 use tabbify_types::event::v1::Capability;
 
 use crate::config;
+use crate::coordinator::Record;
 use crate::data_dir::{DataDir, UpRecord};
 use crate::platform::{Platform, Told};
 
@@ -46,7 +47,11 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         relay: config.relay,
         mesh: config.mesh,
         gateway: config.gateway,
+        vault: config.vault,
     };
+    // What can be seen to be wrong is said before there is a directory.
+    told.relay.check()?;
+    told.gateway.check()?;
     let new = data.create()?;
     let mut held = data.hold()?;
     held.clear()?;
@@ -59,7 +64,15 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         server: server.clone(),
     })?;
     let signed_in = platform.sign_in(&data, &server);
-    announce(&data, new, &server, &platform.capabilities, signed_in);
+    let joins = joins(&Record::read(&data));
+    announce(
+        &data,
+        new,
+        &server,
+        &platform.capabilities,
+        signed_in,
+        &joins,
+    );
     tasks.token().cancelled().await;
     if !tasks.shutdown(SHUTDOWN).await {
         tracing::warn!("not everything ended within {} s", SHUTDOWN.as_secs());
@@ -97,6 +110,7 @@ fn announce(
     server: &str,
     capabilities: &[Capability],
     signed_in: anyhow::Result<Option<PathBuf>>,
+    joins: &str,
 ) {
     let shown = |capability: &Capability| match (capability.works, capability.detail.as_str()) {
         (true, _) => format!("{} ✓", capability.runtime),
@@ -112,7 +126,7 @@ fn announce(
         Err(error) => format!("tcli is not signed in: {error:#}"),
     };
     let text = format!(
-        "tabbify {version} · {}{age} · {}\n{server} · {tcli}\nNext: tcli init && tcli push\n",
+        "tabbify {version} · {}{age} · {}\n{server} · {tcli}\n{joins}\nNext: tcli init && tcli push\n",
         home_as_tilde(data.path()),
         runtimes.join(" · "),
     );
@@ -122,10 +136,34 @@ fn announce(
     }
 }
 
+/// Where other machines come to this platform.
+fn joins(coordinator: &Record) -> String {
+    match coordinator.listen {
+        Some(listen) => format!("Machines join at {listen}: tabbify invite <name>"),
+        None => "No other machine can join: [coordinator] listen is not set".to_owned(),
+    }
+}
+
 fn home_as_tilde(path: &Path) -> String {
     let home = env::read(env::HOME).map(PathBuf::from);
     match home.and_then(|home| path.strip_prefix(home).ok().map(Path::to_path_buf)) {
         Some(rest) => format!("~/{}", rest.display()),
         None => path.display().to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn says_where_machines_join() {
+        let at = |listen: Option<&str>| {
+            let listen = listen.map(|text| text.parse().unwrap());
+            joins(&Record { listen })
+        };
+        let open = at(Some("0.0.0.0:8888"));
+        assert_eq!(open, "Machines join at 0.0.0.0:8888: tabbify invite <name>");
+        assert!(at(None).contains("[coordinator] listen"));
     }
 }

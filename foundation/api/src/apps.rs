@@ -272,6 +272,21 @@ pub const TOKEN_HEADER: &str = "x-tabbify-token";
 /// Prefix of headers that only the platform sets; what a client or an app sends under it is dropped.
 pub const PLATFORM_HEADER_PREFIX: &str = "x-tabbify-";
 
+/// Whether a header of this name is the platform's alone: whatever a framework would take for one under
+/// [`PLATFORM_HEADER_PREFIX`]. CGI and what follows it (RFC 3875, section 4.1.18) make the same variable of
+/// `X-Tabbify-User` and `X_Tabbify_User`, and some do of any sign but letters and digits.
+#[must_use]
+pub fn is_platform_header(name: &str) -> bool {
+    let name = name.as_bytes().get(..PLATFORM_HEADER_PREFIX.len());
+    name.is_some_and(|name| {
+        let folded = |byte: &u8| match byte.to_ascii_lowercase() {
+            byte if byte.is_ascii_alphanumeric() => byte,
+            _ => b'-',
+        };
+        name.iter().map(folded).eq(PLATFORM_HEADER_PREFIX.bytes())
+    })
+}
+
 /// Header in which the node tells the app who opened it.
 pub const USER_HEADER: &str = "x-tabbify-user";
 
@@ -285,4 +300,32 @@ pub const COOKIE_PREFIX: &str = "tabbify_";
 #[must_use]
 pub fn runner_error(value: &str) -> Option<ErrorCode> {
     ErrorCode::from_code(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_framework_would_take_for_ours_is_ours() {
+        for ours in [
+            USER_HEADER,
+            "X-Tabbify-User",
+            "x_tabbify_user",
+            "X-TABBIFY_anything",
+            "x.tabbify.user",
+            "x-tabbify-",
+        ] {
+            assert!(is_platform_header(ours), "{ours}");
+        }
+        for other in [
+            "",
+            "x-tabbify",
+            "x-tabbifyed",
+            "tabbify-user",
+            "x-my-tabbify-user",
+        ] {
+            assert!(!is_platform_header(other), "{other}");
+        }
+    }
 }

@@ -36,6 +36,10 @@ pub mod scope {
     pub const EVENTS_READ: &str = "events:read";
     /// Open private apps.
     pub const APP_OPEN: &str = "app:open";
+    /// Read names and versions of secrets; nothing gives their values.
+    pub const SECRETS_READ: &str = "secrets:read";
+    /// Set and remove secrets.
+    pub const SECRETS_WRITE: &str = "secrets:write";
     /// Invite people, and say what they may do.
     pub const PEOPLE_WRITE: &str = "people:write";
     /// Issue, list and revoke the tenant's tokens.

@@ -9,7 +9,8 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use serde::{Deserialize, Serialize};
 use tabbify_types::event::v1::{AllowRule, Capability};
 use tabbify_types::{
-    AppId, HostName, HostUla, InstanceId, MeshKey, Position, Tenant, Timestamp, VerifyingKeyBytes,
+    AppId, ByteSize, HostName, HostUla, InstanceId, MeshKey, Position, Tenant, Timestamp,
+    VerifyingKeyBytes,
 };
 
 use crate::mesh::Changed;
@@ -50,6 +51,9 @@ pub struct JoinRequest {
     /// What the machine has seen work on itself. Counts as far as the token allows it.
     #[serde(default)]
     pub capabilities: Vec<Capability>,
+    /// The memory that it has for apps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<ByteSize>,
     /// The key that the machine will sign spawn tickets with.
     pub signing: VerifyingKeyBytes,
     /// A [`HostKey`], signed by that key.
@@ -273,6 +277,10 @@ impl fmt::Debug for Spawn {
 pub struct SignedLease {
     /// A [`Lease`](crate::mesh::Lease), signed.
     pub lease: String,
+    /// The coordinator's time: what is left of the lease is its end less this, whatever the clock of whoever
+    /// gets it shows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub now: Option<Timestamp>,
 }
 
 /// Whose lease is asked for.
@@ -306,6 +314,10 @@ pub struct Resolved {
     /// not told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reverse: Option<Ports>,
+    /// The tenants whose rules say so: those of the two. Of no other tenant does a change of rules concern
+    /// them; none is not told.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rules_of: Vec<Tenant>,
     /// The coordinator's time, so that a clock that is off is found out.
     pub now: Timestamp,
 }
@@ -376,7 +388,7 @@ pub enum Change {
 impl Change {
     /// What it means for whoever has sessions with those that it is about.
     #[must_use]
-    pub const fn of_sessions(&self) -> Option<Changed> {
+    pub fn of_sessions(&self) -> Option<Changed> {
         match self {
             Self::Alive | Self::Issuers | Self::App { gone: None, .. } => None,
             Self::App {
@@ -385,10 +397,14 @@ impl Change {
             | Self::Host {
                 gone: Some(key), ..
             } => Some(Changed::Gone(*key)),
-            // A machine may have other tags, and so reach other things.
-            Self::Reset | Self::Policy { .. } | Self::Host { gone: None, .. } => {
-                Some(Changed::Everything)
-            }
+            Self::Policy { tenant } => Some(Changed::Rules(tenant.clone())),
+            // It may have other tags, and so reach other things.
+            Self::Host {
+                gone: None,
+                address,
+                ..
+            } => Some(Changed::Machine(address.addr())),
+            Self::Reset => Some(Changed::Everything),
         }
     }
 }

@@ -75,6 +75,8 @@ codes! {
     UnknownConsumer = "unknown_consumer", 404, "No such consumer";
     /// No parked event is at this position.
     NotParked = "not_parked", 404, "Not parked";
+    /// The tenant has no secret of this name.
+    SecretMissing = "secret_missing", 404, "No such secret";
     /// The path does not take this method.
     MethodNotAllowed = "method_not_allowed", 405, "Not this method";
     /// The name belongs to another app of the tenant.
@@ -97,6 +99,8 @@ codes! {
     ConsumerExists = "consumer_exists", 409, "The consumer is another";
     /// There are as many consumers or members as there may be.
     ConsumerLimit = "consumer_limit", 409, "As many as there may be";
+    /// The tenant has as many secrets as it may.
+    SecretLimit = "secret_limit", 409, "As many secrets as there may be";
     /// The member does not hold the event.
     NotDelivered = "not_delivered", 409, "Not with this member";
     /// The read model has not folded the position that the caller must see.

@@ -8,7 +8,7 @@
 //! both over a network, [`device`] who of people's machines comes in through a gateway,
 //! [`names`] what they are called, [`endpoint`] what a process tells of its end of
 //! the mesh, [`machines`] what runs where, [`runner`] how a supervisor talks to a runner,
-//! [`read`] what can be asked about all of it, [`fold`] what every role keeps of it in memory.
+//! [`secrets`] what only an app itself may read, [`read`] what can be asked about all of it, [`fold`] what every role keeps of it in memory.
 
 pub mod apps;
 pub mod artifact;
@@ -28,6 +28,7 @@ pub mod names;
 pub mod policy;
 pub mod read;
 pub mod runner;
+pub mod secrets;
 
 pub use error::{ErrorCode, Problem};
 

@@ -1,5 +1,7 @@
 //! Who may be dialed, and who may speak from an address: leases, and how they are resolved.
 
+mod roster;
+
 use std::fmt;
 use std::net::{Ipv6Addr, SocketAddr};
 
@@ -8,6 +10,8 @@ use tabbify_types::{AppId, Epoch, HostName, InstanceId, MeshKey, SlotId, Tenant,
 
 use crate::BoxFuture;
 use crate::policy::Ports;
+
+pub use roster::Roster;
 
 /// The platform's word that a key answers for an instance of an app, signed by the issuer as a JWS
 /// of type `tabbify-lease+jwt`.
@@ -49,11 +53,19 @@ pub struct PeerRecord {
     /// before its first connection, and if that does not tell, it may reach nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inbound: Option<Ports>,
+    /// The platform's word for the key names it a public edge (the tag `role:node`): what it says about the
+    /// person that it speaks for counts. What anybody else says about people does not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_node: bool,
+    /// The tenants whose rules say what the two may reach of each other: the peer's and ours. None if that
+    /// is not known: then every change of rules may concern the two.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rules_of: Vec<Tenant>,
 }
 
 impl PeerRecord {
     /// A peer that may reach every port of ours, and we every one of its: one that whoever runs us has
-    /// named, with no policy between us.
+    /// named, with no policy between us. It speaks for nobody but itself.
     #[must_use]
     pub const fn unrestricted(
         key: MeshKey,
@@ -66,6 +78,17 @@ impl PeerRecord {
             endpoints,
             outbound: Some(Ports::All),
             inbound: Some(Ports::All),
+            is_node: false,
+            rules_of: Vec::new(),
+        }
+    }
+
+    /// The same as a public edge, which speaks for people.
+    #[must_use]
+    pub fn node(self) -> Self {
+        Self {
+            is_node: true,
+            ..self
         }
     }
 
@@ -109,13 +132,16 @@ pub trait Resolver: Send + Sync + fmt::Debug {
     }
 }
 
-/// What is not as a resolver answered before.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What is not as a resolver answered before. Who is concerned and has a living session is looked up again.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Changed {
     /// The key is nobody's any more: its sessions end at once.
     Gone(MeshKey),
-    /// Who may reach whom, or more than was told one by one: every peer of a living session is looked
-    /// up again.
+    /// The rules of a tenant: whoever they may concern ([`PeerRecord::rules_of`]).
+    Rules(Tenant),
+    /// The machine at this address, such as its tags; everybody, if the address is our own.
+    Machine(Ipv6Addr),
+    /// More than was told one by one: everybody.
     Everything,
 }
 

@@ -5,12 +5,17 @@
 //! |---|---|---|
 //! | app or person of a tenant | app of the same tenant | every port |
 //! | machine with the tag `role:node` | any app | every port |
+//! | machine with the tag `role:gateway` | any app | every port: it asks for each person itself |
 //! | any machine | machine with a tag `role:…` | every port: the role asks for a token itself |
+//! | machine with the tag `role:node` | any machine | the port of its supervisor: what its apps print |
+//! | machine with a tag `role:…` | any machine | no port: it is found, to be looked at ([`Policy::may_find`]) |
 //! | app | machine with the tag `role:registry` | the port of the artifacts: an app reads its own |
+//! | app | machine with the tag `role:api-gateway` | the port of the vault: an app reads what its release names |
 //! | anything else | | nothing |
 //!
-//! A rule of a tenant opens what is the tenant's own, and nothing else. Tags are those that a token
-//! claimed; what a peer says about itself is nowhere here.
+//! A rule of a tenant opens what is the tenant's own, and nothing else. In a rule, `tenant:` means the apps
+//! and people of a tenant: its machines are meant only by a tag, so that nobody opens one by speaking of
+//! apps. Tags are those that a token claimed; what a peer says about itself is nowhere here.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,6 +24,8 @@ use tabbify_types::event::v1::AllowRule;
 use tabbify_types::{AppId, HostName, Tenant};
 
 use crate::artifact::ARTIFACTS_PORT;
+use crate::logs::SUPERVISOR_PORT;
+use crate::secrets::VAULT_PORT;
 
 /// LIMIT: rules of one tenant.
 pub const RULES_MAX: usize = 256;
@@ -29,13 +36,20 @@ pub const RULE_NAME_LEN_MAX: usize = 160;
 
 /// Begins the tags that say which roles of the platform a machine runs, such as `role:node`.
 pub const ROLE_TAG: &str = "role:";
-/// The tag of a machine that is a public edge: it sees every app.
+/// The tag of a machine that is a public edge: it sees every app, and alone speaks for people.
 pub const NODE_TAG: &str = "role:node";
+/// The tag of a machine whose process decides: nobody takes its name, and it reports to nobody but itself.
+pub const COORDINATOR_TAG: &str = "role:coordinator";
+/// The tag of a gateway for people's devices: it sees every app, lets each person reach what policy says,
+/// and speaks for nobody.
+pub const GATEWAY_TAG: &str = "role:gateway";
 
 /// The tag of a machine that relays: it hears of every key that is nobody's any more.
 pub const RELAY_TAG: &str = "role:relay";
 /// The tag of a machine that serves artifacts.
 pub const REGISTRY_TAG: &str = "role:registry";
+/// The tag of a machine that has the vault.
+pub const VAULT_TAG: &str = "role:api-gateway";
 
 /// One end of a connection, as the platform knows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -152,6 +166,15 @@ impl Policy {
         }
         (!open.is_empty()).then_some(Ports::Only(open))
     }
+
+    /// Whether `from` may know where `to` is: who may reach a port of it; and of two machines also the one
+    /// that is reached, since it sees the other's packets anyhow, and whoever runs the platform looks from
+    /// there why a machine is badly reached.
+    #[must_use]
+    pub fn may_find(&self, from: &Party, to: &Party) -> bool {
+        let machines = matches!((&from.who, &to.who), (Who::Host(_), Who::Host(_)));
+        self.ports(from, to).is_some() || (machines && self.ports(to, from).is_some())
+    }
 }
 
 /// Whether rules can be a tenant's: short enough, and each names somebody.
@@ -185,10 +208,16 @@ fn by_default(from: &Party, to: &Party) -> Option<Ports> {
     let all = |open: bool| open.then_some(Ports::All);
     match (&from.who, &to.who) {
         (Who::App(_) | Who::Person(_), Who::App(_)) => all(from.tenant == to.tenant),
-        (Who::Host(_), Who::App(_)) => all(has(from, NODE_TAG)),
-        (Who::Host(_), Who::Host(_)) => all(has_role(to)),
+        (Who::Host(_), Who::App(_)) => all(has(from, NODE_TAG) || has(from, GATEWAY_TAG)),
+        (Who::Host(_), Who::Host(_)) if has_role(to) => Some(Ports::All),
+        (Who::Host(_), Who::Host(_)) => {
+            has(from, NODE_TAG).then(|| Ports::Only(BTreeSet::from([SUPERVISOR_PORT])))
+        }
         (Who::App(_), Who::Host(_)) => {
-            has(to, REGISTRY_TAG).then(|| Ports::Only(BTreeSet::from([ARTIFACTS_PORT])))
+            let own = [(REGISTRY_TAG, ARTIFACTS_PORT), (VAULT_TAG, VAULT_PORT)];
+            let open = own.into_iter().filter(|(tag, _)| has(to, tag));
+            let open: BTreeSet<u16> = open.map(|(_, port)| port).collect();
+            (!open.is_empty()).then_some(Ports::Only(open))
         }
         (Who::Person(_), Who::Host(_)) | (_, Who::Person(_)) => None,
     }
@@ -200,6 +229,7 @@ fn names(name: &str, party: &Party) -> bool {
         (Some(("app", id)), Who::App(app)) => id.parse::<AppId>().is_ok_and(|id| id == *app),
         (Some(("user", _)), Who::Person(subject)) => name == subject,
         (Some(("tag", tag)), _) => party.tags.iter().any(|claimed| claimed == tag),
+        (Some(("tenant", _)), Who::Host(_)) => false,
         (Some(("tenant", slug)), _) => party.tenant.as_str() == slug,
         _ => false,
     }
@@ -280,14 +310,25 @@ mod tests {
         check(&node, &mine, true);
         check(&node, &other, true);
         check(&plain, &mine, false);
+        check(&host("gate", &["role:gateway"]), &other, true);
         check(&log, &mine, false);
         check(&plain, &log, true);
         check(&plain, &host("box2", &[]), false);
+        let ports = policy.ports(&node, &plain).unwrap();
+        assert!(ports.admit(SUPERVISOR_PORT) && !ports.admit(22));
         check(&mine, &log, false);
         check(&mine, &plain, false);
         let artifacts = host("store", &["role:registry"]);
         let ports = policy.ports(&other, &artifacts).unwrap();
         assert!(ports.admit(ARTIFACTS_PORT) && !ports.admit(8700));
+        assert!(!ports.admit(VAULT_PORT));
+        let vault = host("vault", &["role:api-gateway"]);
+        let ports = policy.ports(&other, &vault).unwrap();
+        assert!(ports.admit(VAULT_PORT) && !ports.admit(ARTIFACTS_PORT));
+        let both = host("core", &["role:api-gateway", "role:registry"]);
+        let ports = policy.ports(&other, &both).unwrap();
+        assert!(ports.admit(VAULT_PORT) && ports.admit(ARTIFACTS_PORT) && !ports.admit(8080));
+        check(&person("user:anna", "main"), &vault, false);
         check(&person("user:anna", "main"), &artifacts, false);
         check(&person("user:anna", "main"), &mine, true);
         check(&person("user:anna", "main"), &other, false);
@@ -340,6 +381,43 @@ mod tests {
             None,
             "the rules are taken back"
         );
+    }
+
+    #[test]
+    fn a_tenants_machines_are_opened_by_their_tags_alone() {
+        let anna = person("user:anna", "main");
+        let mine = |tags: &[&str]| Party {
+            tenant: tenant("main"),
+            ..host("box2", tags)
+        };
+        let mut policy = Policy::default();
+        let speaks_of_apps = rule("user:anna", "tenant:main", &[]);
+        policy.set(tenant("main"), vec![speaks_of_apps.clone()]);
+        assert_eq!(policy.ports(&anna, &mine(&["gpu"])), None);
+        let from_apps = rule("tenant:main", "tenant:main", &[]);
+        policy.set(tenant("main"), vec![from_apps]);
+        assert_eq!(policy.ports(&mine(&[]), &app(1, "main")), None);
+        let by_tag = rule("user:anna", "tag:gpu", &[22]);
+        policy.set(tenant("main"), vec![speaks_of_apps, by_tag]);
+        let ports = policy.ports(&anna, &mine(&["gpu"])).unwrap();
+        assert!(ports.admit(22) && !ports.admit(8700));
+        assert_eq!(policy.ports(&anna, &mine(&["cpu"])), None);
+        // A machine of another tenant's is not opened by its tag.
+        assert_eq!(policy.ports(&anna, &host("core", &["gpu"])), None);
+    }
+
+    #[test]
+    fn a_machine_with_a_role_finds_those_that_reach_it() {
+        let policy = Policy::default();
+        let (core, edge) = (host("core", &["role:auth"]), host("edge", &["role:node"]));
+        let (plain, other) = (host("box2", &[]), host("box3", &["gpu"]));
+        assert!(policy.may_find(&core, &plain) && policy.may_find(&plain, &core));
+        assert_eq!(policy.ports(&core, &plain), None, "no port of it");
+        assert!(!policy.may_find(&plain, &other));
+        // An app is reached by the public edge, and does not learn where that is.
+        assert!(policy.may_find(&edge, &app(1, "main")));
+        assert!(!policy.may_find(&app(1, "main"), &edge));
+        assert!(!policy.may_find(&core, &app(1, "main")));
     }
 
     #[test]

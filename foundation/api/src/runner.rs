@@ -20,15 +20,16 @@
 //! exchanges it for the lease of the key that it made. A ticket that did not count puts it back into
 //! `Unleased`: a supervisor that died in between costs nothing, for the next one gives another ticket.
 
+use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, SocketAddrV6};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use tabbify_types::event::v1::{FailureReason, InstanceRef, RunConfig};
 use tabbify_types::{
-    AppName, DeployId, Digest, Epoch, MeshKey, SlotId, Tenant, Timestamp, VerifyingKeyBytes,
-    VersionNumber,
+    AppName, DeployId, Digest, Epoch, MeshKey, SecretName, SecretVersion, SlotId, Tenant,
+    Timestamp, VerifyingKeyBytes, VersionNumber,
 };
 
 use crate::coordinator::{EndorsedKey, Helpers, Spawn};
@@ -72,10 +73,16 @@ pub struct Boot {
     /// Where the artifact is: an object store, such as `file:///var/lib/tabbify/objects`, or a service of
     /// the platform over the runner's own mesh, such as `mesh:[fd5a:1f00:1:1::1]:5000`.
     pub store: String,
+    /// Where the vault is, over the runner's own mesh. Without, an app that names secrets does not start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vault: Option<SocketAddrV6>,
     /// Directory for the app's output: the runner writes `<instance>.ndjson` there.
     pub logs: PathBuf,
     /// Directory for compiled code.
     pub cache: PathBuf,
+    /// The container engine's socket, `unix:///run/user/1000/docker.sock`; without, the usual one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<String>,
     /// Where the runner's WireGuard socket binds; port 0 picks one.
     pub underlay: SocketAddr,
     /// Who may call it; further peers come by [`Request::SetPeers`]. With a coordinator they count while
@@ -267,6 +274,9 @@ pub struct Status {
     pub active: u64,
     /// Requests served since it began.
     pub total: u64,
+    /// The secrets that the app got, with the versions of their values; empty until it has them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub secrets: BTreeMap<SecretName, SecretVersion>,
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 mod accept;
 mod authorization;
 mod client;
+pub mod ndjson;
 mod patience;
 mod server;
 

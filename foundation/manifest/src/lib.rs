@@ -39,8 +39,8 @@ pub use manifest::{
 };
 pub use problem::{ManifestErrors, Note, Problem};
 pub use resolved::{
-    DEFAULT_HEALTHY_WITHIN, DEFAULT_PORT, DEFAULT_STOP_TIMEOUT, HttpPort, Resolved, Running,
-    Target, WASM_ENTRY,
+    DEFAULT_HEALTHY_WITHIN, DEFAULT_PORT, DEFAULT_STOP_TIMEOUT, HttpPort, IMAGE_ENTRY, Resolved,
+    Running, Target, WASM_ENTRY,
 };
 pub use stamp::{StampError, stamp};
 pub use support::not_supported_yet;

@@ -18,8 +18,6 @@ pub const ENV_COUNT_MAX: usize = 256;
 pub const ENV_LEN_MAX: usize = 32 * 1024;
 /// LIMIT: bytes of the name of a variable.
 pub const ENV_NAME_LEN_MAX: usize = 128;
-/// LIMIT: bytes of the name of a secret.
-pub const SECRET_NAME_LEN_MAX: usize = 63;
 /// LIMIT: words of one command.
 pub const COMMAND_WORDS_MAX: usize = 64;
 /// LIMIT: bytes of all words of one command.

@@ -124,6 +124,11 @@ pub enum Build {
         /// Its reference, such as `postgres:17`.
         image: String,
     },
+    /// A finished image in a file, `oci-archive:shop.tar` or `docker-archive:shop.tar`.
+    Archive {
+        /// Its path, relative to the folder of the manifest.
+        archive: String,
+    },
     /// A component, built on the developer's machine.
     Wasm {
         /// Path of the component, relative to the folder of the manifest.

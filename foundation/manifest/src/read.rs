@@ -144,9 +144,7 @@ fn build(root: &Section<'_>, out: &mut Problems) -> Option<Build> {
                     context,
                 })
         }
-        "image" => build
-            .field(out, source, value::image)
-            .map(|image| Build::Image { image }),
+        "image" => build.field(out, source, value::image),
         _ => build
             .field(out, source, value::wasm_path)
             .map(|wasm| Build::Wasm {
@@ -496,7 +494,7 @@ fn check_runtime(section: &Section<'_>, key: &str, build: &Build, out: &mut Prob
             kind != RuntimeKind::WasmHttp,
             "write \"docker\" or \"firecracker\"",
         ),
-        Build::Image { .. } => (
+        Build::Image { .. } | Build::Archive { .. } => (
             "image",
             kind != RuntimeKind::WasmHttp,
             "write \"docker\" or \"firecracker\"",

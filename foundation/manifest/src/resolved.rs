@@ -3,13 +3,17 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use tabbify_types::event::v1::{Access, RunConfig, RuntimeKind};
+use tabbify_types::event::v1::{
+    Access, ImageConfig, ImagePort, Machines, Placement, RunConfig, RuntimeKind, SecretDelivery,
+    SecretUse,
+};
 use tabbify_types::{AppId, AppName, ByteSize};
 
 use crate::Egress;
 use crate::init::Detected;
 use crate::manifest::{
-    Build, Command, Cpus, Events, Lifecycle, Manifest, Port, Schedule, Secret, Supervisor, Volume,
+    Build, Command, Cpus, Delivery, Events, Lifecycle, Manifest, Port, Schedule, Secret,
+    Supervisor, Volume,
 };
 use crate::problem::{ManifestErrors, Problems};
 use crate::support::not_supported_yet;
@@ -17,6 +21,8 @@ use crate::tree::Place;
 
 /// The name under which `tcli` uploads a component, whatever it was called where it was built.
 pub const WASM_ENTRY: &str = "app.wasm";
+/// The name under which `tcli` uploads the file of an image.
+pub const IMAGE_ENTRY: &str = "image.tar";
 /// The port if neither the manifest nor the image says one.
 pub const DEFAULT_PORT: u16 = 8080;
 /// How long an instance may take to become healthy: a cold start of a large image fits.
@@ -137,7 +143,9 @@ impl Manifest {
     fn with_defaults(&self, build: Build, detected: &Detected) -> Resolved {
         let runtime = self.runtime.kind.unwrap_or(match build {
             Build::Wasm { .. } => RuntimeKind::WasmHttp,
-            Build::Dockerfile { .. } | Build::Image { .. } => RuntimeKind::Docker,
+            Build::Dockerfile { .. } | Build::Image { .. } | Build::Archive { .. } => {
+                RuntimeKind::Docker
+            }
         });
         Resolved {
             id: self.app.id,
@@ -261,6 +269,60 @@ impl Resolved {
             env: target.env.clone(),
             stop_timeout_ms: millis(self.running.stop_timeout),
             healthy_within_ms: millis(self.running.healthy_within),
+            image: self.image_config(),
+            secrets: self.secret_uses(),
+            egress: Vec::new(),
+        }
+    }
+
+    fn secret_uses(&self) -> BTreeMap<String, SecretUse> {
+        let uses = self.secrets.iter().map(|(variable, secret)| {
+            let name = secret.name.parse();
+            let used = SecretUse {
+                name: name.expect("INVARIANT: a manifest has been read with the names of secrets"),
+                delivery: match secret.delivery {
+                    Delivery::Env => SecretDelivery::Env,
+                    Delivery::File => SecretDelivery::File,
+                },
+            };
+            (variable.clone(), used)
+        });
+        uses.collect()
+    }
+
+    /// How the image is run; `None` for a component.
+    fn image_config(&self) -> Option<ImageConfig> {
+        if let Build::Wasm { .. } = self.build {
+            return None;
+        }
+        let running = &self.running;
+        let command = running.command.as_ref();
+        Some(ImageConfig {
+            command: command.map_or_else(Vec::new, |command| command.words.clone()),
+            port: match running.port {
+                HttpPort::Number(port) => ImagePort::Number(port),
+                HttpPort::OfImage => ImagePort::OfImage,
+                HttpPort::None => ImagePort::None,
+            },
+            health_path: running.health_path.clone(),
+            cpus_milli: running.cpus.milli(),
+        })
+    }
+
+    /// Where the first target's instances may run.
+    #[must_use]
+    pub fn placement(&self) -> Placement {
+        let target = self
+            .targets
+            .first()
+            .expect("resolve gives at least one target");
+        Placement {
+            on: match &target.supervisor {
+                Supervisor::Any => Machines::Any,
+                Supervisor::Name(name) => Machines::Name(name.clone()),
+                Supervisor::Tag(tag) => Machines::Tag(tag.clone()),
+            },
+            volume: self.running.volume.is_some(),
         }
     }
 
@@ -269,6 +331,7 @@ impl Resolved {
     pub fn entry(&self) -> &'static str {
         match self.build {
             Build::Wasm { .. } => WASM_ENTRY,
+            Build::Archive { .. } => IMAGE_ENTRY,
             Build::Dockerfile { .. } | Build::Image { .. } => "",
         }
     }

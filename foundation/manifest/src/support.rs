@@ -1,10 +1,10 @@
 //! What is documented and not built yet: refused by name, never ignored. Building a feature deletes
 //! its row here.
 
-use crate::manifest::Manifest;
+use crate::manifest::{Build, Delivery, Manifest};
 use crate::problem::Problem;
 use crate::schema::{pattern_of, shown_path};
-use crate::tree::shorten;
+use crate::tree::{Place, join, shorten};
 
 /// A key whose feature is missing. A row for a table stands for every key in it.
 struct Row {
@@ -21,16 +21,14 @@ const fn row(key: &'static str, only: &'static str, fix: &'static str) -> Row {
 }
 
 const USE_WASM: &str = "build a component and write wasm = \"app.wasm\"";
+const USE_ARCHIVE: &str =
+    "save the image to a file and write image = \"docker-archive:shop.tar\" or \"oci-archive:…\"";
 const REMOVE: &str = "remove it";
 
 const NOT_YET: &[Row] = &[
     row("build.dockerfile", "", USE_WASM),
-    row("build.image", "", USE_WASM),
-    row(
-        "runtime.type",
-        "\"wasm-http\"",
-        "write type = \"wasm-http\" or remove it",
-    ),
+    row("build.image", "", USE_ARCHIVE),
+    row("runtime.type", "\"wasm-http\"", REMOVE),
     row("runtime.command", "", REMOVE),
     row("runtime.port", "8080", REMOVE),
     row("runtime.health.path", "", REMOVE),
@@ -43,7 +41,6 @@ const NOT_YET: &[Row] = &[
     row("runtime.cpus", "", REMOVE),
     row("runtime.replicas", "1", "write replicas = 1 or remove it"),
     row("runtime.volume", "", REMOVE),
-    row("secrets", "{}", REMOVE),
     row("network.egress", "[]", REMOVE),
     row("events.subscribe", "[]", REMOVE),
     row("events.emit", "[]", REMOVE),
@@ -60,16 +57,36 @@ const NOT_YET: &[Row] = &[
     row("deploy[].env", "{}", REMOVE),
 ];
 
+/// What is refused above and built for the image of a file: the key, and the only value that already does
+/// what it says; empty if all do.
+const OF_ARCHIVES: &[(&str, &str)] = &[
+    ("build.image", ""),
+    ("runtime.type", "\"docker\""),
+    ("runtime.command", ""),
+    ("runtime.port", ""),
+    ("runtime.health.path", ""),
+    ("runtime.cpus", ""),
+    ("deploy[].runtime", "\"docker\""),
+];
+
 /// Every key of a valid manifest whose feature is not built yet, in the order of the lines.
 #[must_use]
 pub fn not_supported_yet(manifest: &Manifest) -> Vec<Problem> {
     let mut problems = Vec::new();
+    let is_archive = matches!(manifest.build, Some(Build::Archive { .. }));
+    let built = |key: &str, value: &str| {
+        let row = OF_ARCHIVES.iter().find(|(built, _)| *built == key);
+        is_archive && row.is_some_and(|(_, only)| only.is_empty() || *only == value)
+    };
     for (path, entry) in &manifest.written.entries {
         let pattern = pattern_of(path);
         let hit = |row: &&Row| row.key == pattern && row.only != entry.value;
         let Some(row) = NOT_YET.iter().find(hit) else {
             continue;
         };
+        if built(&pattern, &entry.value) {
+            continue;
+        }
         problems.push(Problem {
             file: manifest.written.file.clone(),
             line: entry.place.line,
@@ -79,8 +96,40 @@ pub fn not_supported_yet(manifest: &Manifest) -> Vec<Problem> {
             fix: row.fix.to_owned(),
         });
     }
+    problems.extend(secrets(manifest));
     problems.sort_by_key(|problem| (problem.line, problem.column));
     problems
+}
+
+/// What is missing of secrets: a container's configuration would be a copy of them on disk, and a
+/// component has no files that are gone with its runner.
+fn secrets(manifest: &Manifest) -> Vec<Problem> {
+    let written = &manifest.written;
+    let problem = |path: &str, what: &str, fix: &str| {
+        let place = written.entries.get(path).map(|entry| entry.place);
+        let place = place.unwrap_or(Place::START);
+        Problem {
+            file: written.file.clone(),
+            line: place.line,
+            column: place.column,
+            key: shown_path(path),
+            message: format!("{what} is not supported yet"),
+            fix: fix.to_owned(),
+        }
+    };
+    let is_component = matches!(manifest.build, Some(Build::Wasm { .. }) | None);
+    if !is_component && !manifest.secrets.is_empty() {
+        return vec![problem("secrets", "[secrets] of an image", REMOVE)];
+    }
+    let files = manifest.secrets.iter();
+    let files = files.filter(|(_, secret)| secret.delivery == Delivery::File);
+    files
+        .map(|(variable, secret)| {
+            let path = join("secrets", variable);
+            let fix = format!("write {variable} = {:?}, for its value", secret.name);
+            problem(&path, &format!("{path} as a file"), &fix)
+        })
+        .collect()
 }
 
 /// `[network] egress`, with the value where another one would do.
@@ -116,6 +165,13 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_an_archive_may_say_is_refused_to_others() {
+        for (key, _) in OF_ARCHIVES {
+            assert!(NOT_YET.iter().any(|row| row.key == *key), "{key}");
+        }
+    }
+
     /// Together with the rows above, this is every documented key: a new one must go to either.
     #[test]
     fn every_other_key_is_supported() {
@@ -133,6 +189,10 @@ mod tests {
             "runtime.stop_timeout",
             "runtime.memory",
             "env.*",
+            "secrets.*",
+            "secrets.*.name",
+            // But for a file, which `secrets` refuses above.
+            "secrets.*.as",
         ];
         assert_eq!(supported, expected);
     }

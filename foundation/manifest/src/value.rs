@@ -6,13 +6,13 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-use tabbify_types::{AppId, AppName, ByteSize, Segment, SegmentGlob};
+use tabbify_types::{AppId, AppName, ByteSize, SecretName, Segment, SegmentGlob};
 
 use crate::limits::{
     COMMAND_LEN_MAX, COMMAND_WORDS_MAX, CPUS_MILLI_MAX, DESCRIPTION_LEN_MAX, ENV_NAME_LEN_MAX,
-    IMAGE_LEN_MAX, PATH_LEN_MAX, SECRET_NAME_LEN_MAX,
+    IMAGE_LEN_MAX, PATH_LEN_MAX,
 };
-use crate::manifest::{Command, Cpus, Supervisor};
+use crate::manifest::{Build, Command, Cpus, Supervisor};
 use crate::section::Wrong;
 use crate::tree::{Node, Value};
 
@@ -314,9 +314,17 @@ pub(crate) fn wasm_path(node: &Node) -> Result<String, Wrong> {
     ))
 }
 
-pub(crate) fn image(node: &Node) -> Result<String, Wrong> {
+/// The transports of a file, as containers/image and so skopeo and podman name them. Which of the two
+/// forms the file has is seen when it is read.
+const ARCHIVES: [&str; 2] = ["oci-archive:", "docker-archive:"];
+
+/// An image: the reference of one that is fetched, or a transport and the path of a file.
+pub(crate) fn image(node: &Node) -> Result<Build, Wrong> {
     let text = text(node, "\"postgres:17\"")?;
     let fix = "write an image reference such as \"postgres:17\"";
+    if let Some(path) = ARCHIVES.iter().find_map(|name| text.strip_prefix(name)) {
+        return archive(node, path).map(|archive| Build::Archive { archive });
+    }
     if let Some((_, rest)) = text.split_once("://") {
         return Err(Wrong::new("has a scheme", format!("write {rest:?}")));
     }
@@ -324,7 +332,18 @@ pub(crate) fn image(node: &Node) -> Result<String, Wrong> {
     if text.is_empty() || text.len() > IMAGE_LEN_MAX || !text.bytes().all(ok) {
         return Err(Wrong::new("is not an image reference", fix));
     }
-    Ok(text.to_owned())
+    let image = text.to_owned();
+    Ok(Build::Image { image })
+}
+
+/// The path of an image's file. The transports allow a reference after it, which chooses one of several
+/// images: here a file has one.
+fn archive(node: &Node, path: &str) -> Result<String, Wrong> {
+    if let Some((file, _)) = path.split_once(':') {
+        let fix = format!("keep one image in the file and write only its path, {file:?}");
+        return Err(Wrong::new("has a reference after the path", fix));
+    }
+    project_path(&Node::text(node.place, path), Leaving::Allowed)
 }
 
 /// An absolute path of an HTTP request.
@@ -428,10 +447,7 @@ pub(crate) fn secret_name(node: &Node) -> Result<String, Wrong> {
     let Value::Text(text) = &node.value else {
         return Err(Wrong::kind(node, fix));
     };
-    let ok = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
-    let start = |b: &u8| b.is_ascii_alphanumeric();
-    let valid = text.as_bytes().first().is_some_and(start) && text.bytes().all(ok);
-    if valid && text.len() <= SECRET_NAME_LEN_MAX {
+    if text.parse::<SecretName>().is_ok() {
         return Ok(text.clone());
     }
     let rule = "1 to 63 of letters, digits, . _ and -";

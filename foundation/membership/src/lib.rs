@@ -15,7 +15,7 @@ mod tls;
 pub use life::{LEASE_LIFE, REPORT_LIFE};
 pub use proof::{Binding, MeshSecret};
 pub use remote::{
-    Invited, JoinFailed, Membership, RemoteConfig, RemoteCoordinator, RemoteStats, RequestFailed,
-    consent, join as join_platform,
+    Invited, JoinFailed, Leased, Membership, RemoteConfig, RemoteCoordinator, RemoteStats,
+    RequestFailed, consent, join as join_platform,
 };
 pub use tls::{Door, TlsKey, TlsKeyError};

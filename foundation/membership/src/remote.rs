@@ -45,6 +45,7 @@ use tabbify_token::{DocumentType, SecretKey, Verifier};
 use tabbify_types::{MeshKey, VerifyingKeyBytes};
 use tokio::sync::{Notify, broadcast};
 
+use crate::life::LEASE_LIFE;
 use crate::tls::Door;
 
 use cache::{Cache, Known};
@@ -130,6 +131,15 @@ struct Inner {
     clock: Arc<dyn Clock>,
 }
 
+/// A lease of ours, as it was just given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leased {
+    /// What it says. When it ends is said by the coordinator's clock, which ours need not agree with.
+    pub lease: Lease,
+    /// For how long it lasts from now on.
+    pub life: Duration,
+}
+
 /// Why a request has no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RequestFailed {
@@ -139,6 +149,20 @@ pub enum RequestFailed {
     /// No coordinator can be asked.
     #[error("no coordinator can be asked: {0}")]
     Unreachable(String),
+}
+
+impl RequestFailed {
+    /// Whether it says nothing about what was asked: another coordinator, or the same one later, may answer.
+    #[must_use]
+    pub fn is_no_answer(&self) -> bool {
+        match self {
+            Self::Unreachable(_) => true,
+            Self::Refused(problem) => matches!(
+                problem.code,
+                ErrorCode::Unavailable | ErrorCode::RateLimited | ErrorCode::Internal
+            ),
+        }
+    }
 }
 
 impl RemoteCoordinator {
@@ -233,13 +257,22 @@ impl RemoteCoordinator {
     ///
     /// # Errors
     /// [`RequestFailed`].
-    pub async fn spawned(&self, spawn: Spawn) -> Result<Lease, RequestFailed> {
+    pub async fn spawned(&self, spawn: Spawn) -> Result<Leased, RequestFailed> {
         let request = LeaseRequest { spawn: Some(spawn) };
         let lease = self.lease(&request).await?;
         // Before, we were nobody: what was refused then need not wait its time out.
         self.0.admitted.notify_one();
         self.0.report.notify_one();
         Ok(lease)
+    }
+
+    /// From here on another coordinator is asked first, if there is one: for whoever doubts an answer.
+    pub fn ask_elsewhere(&self) {
+        let inner = &self.0;
+        let next = inner.first.load(Ordering::Relaxed).wrapping_add(1);
+        inner
+            .first
+            .store(next % inner.clients.len().max(1), Ordering::Relaxed);
     }
 
     /// Tries at once what waits for a coordinator to be there: for whoever knows that one is.
@@ -254,14 +287,18 @@ impl RemoteCoordinator {
     ///
     /// # Errors
     /// [`RequestFailed`]; with [`ErrorCode::LeaseFenced`] the instance is to end.
-    pub async fn renewed(&self) -> Result<Lease, RequestFailed> {
+    pub async fn renewed(&self) -> Result<Leased, RequestFailed> {
         self.lease(&LeaseRequest::default()).await
     }
 
-    async fn lease(&self, request: &LeaseRequest) -> Result<Lease, RequestFailed> {
+    async fn lease(&self, request: &LeaseRequest) -> Result<Leased, RequestFailed> {
         let signed: SignedLease = self.post(LEASE_PATH, request).await?;
-        let opened = self.open(DocumentType::Lease, &signed.lease).await;
-        opened.map_err(|error| RequestFailed::Unreachable(error.to_string()))
+        let opened = self.open::<Lease>(DocumentType::Lease, &signed.lease).await;
+        let lease = opened.map_err(|error| RequestFailed::Unreachable(error.to_string()))?;
+        // Both times are the coordinator's; one that does not tell its own gives whole lives.
+        let told = signed.now.map(|now| lease.not_after.since(now));
+        let life = told.unwrap_or(LEASE_LIFE).min(LEASE_LIFE);
+        Ok(Leased { lease, life })
     }
 
     /// A new certificate of our machine's, with a signing key.
@@ -319,17 +356,17 @@ impl RemoteCoordinator {
                 self.cache().put(ask, known.clone(), version, now);
                 Ok(known)
             }
-            Err(RequestFailed::Refused(problem)) if !is_no_answer(problem.code) => {
-                self.cache().remove(&ask);
-                Err(refused(ask, &problem))
-            }
-            Err(error) => match cached {
+            Err(error) if error.is_no_answer() => match cached {
                 Some(known) if now < known.not_after.plus(inner.outage_grace) => {
                     count(&inner.counters.outage);
                     Ok(known)
                 }
                 _ => Err(ResolveError::Unreachable(error.to_string())),
             },
+            Err(error) => {
+                self.cache().remove(&ask);
+                Err(refused(ask, error))
+            }
         }
     }
 
@@ -351,19 +388,25 @@ impl RemoteCoordinator {
     ) -> Result<T, RequestFailed> {
         let inner = &self.0;
         let first = inner.first.load(Ordering::Relaxed);
-        let mut why = "none is configured".to_owned();
+        let mut why = RequestFailed::Unreachable("none is configured".to_owned());
         for n in 0..inner.clients.len() {
             let at = (first + n) % inner.clients.len();
             let request = request(&method, path, body.clone());
             match answer(&inner.clients[at], request).await {
-                Ok(answered) => {
+                Err(error) if error.is_no_answer() => why = error,
+                answered => {
                     inner.first.store(at, Ordering::Relaxed);
                     return answered;
                 }
-                Err(unreachable) => why = unreachable,
             }
         }
-        Err(RequestFailed::Unreachable(why))
+        Err(match why {
+            // Whoever waits for a coordinator waits for one that can decide.
+            RequestFailed::Refused(problem) if problem.code == ErrorCode::Unavailable => {
+                RequestFailed::Unreachable(problem.detail)
+            }
+            why => why,
+        })
     }
 
     /// What the platform has signed; if by a key that we have not heard of, we ask for the keys first.
@@ -426,38 +469,33 @@ fn request(method: &Method, path: &'static str, body: Bytes) -> Request<Full<Byt
         .expect("INVARIANT: our paths and headers are plain text")
 }
 
-/// One coordinator's answer, or why it has none.
+/// One coordinator's answer.
 async fn answer<T: DeserializeOwned>(
     client: &Client,
     request: Request<Full<Bytes>>,
-) -> Result<Result<T, RequestFailed>, String> {
+) -> Result<T, RequestFailed> {
+    let unreachable = RequestFailed::Unreachable;
     let asked = client.ask(request, Again::Harmless, ANSWER_LEN_MAX).await;
-    let (parts, bytes) = asked.map_err(|error: AnswerError| chain(&error).to_string())?;
+    let (parts, bytes) =
+        asked.map_err(|error: AnswerError| unreachable(chain(&error).to_string()))?;
     if parts.status.is_success() {
         let read = serde_json::from_slice(&bytes);
-        return read
-            .map(Ok)
-            .map_err(|_| "its answer is not understood".to_owned());
+        return read.map_err(|_| unreachable("its answer is not understood".to_owned()));
     }
-    let problem: Result<Problem, _> = serde_json::from_slice(&bytes);
-    match problem {
-        Ok(problem) if problem.code != ErrorCode::Unavailable => {
-            Ok(Err(RequestFailed::Refused(Box::new(problem))))
-        }
-        Ok(problem) => Err(problem.detail),
-        Err(_) => Err(format!(
+    Err(match serde_json::from_slice::<Problem>(&bytes) {
+        Ok(problem) => RequestFailed::Refused(Box::new(problem)),
+        Err(_) => unreachable(format!(
             "status {} without a problem document",
             parts.status
         )),
-    }
+    })
 }
 
-/// Whether a refusal says nothing about who was asked for.
-const fn is_no_answer(code: ErrorCode) -> bool {
-    matches!(code, ErrorCode::RateLimited | ErrorCode::Internal)
-}
-
-fn refused(ask: Ask, problem: &Problem) -> ResolveError {
+fn refused(ask: Ask, error: RequestFailed) -> ResolveError {
+    let problem = match error {
+        RequestFailed::Refused(problem) => problem,
+        RequestFailed::Unreachable(why) => return ResolveError::Unreachable(why),
+    };
     match (problem.code, ask) {
         (ErrorCode::NoLease, Ask::Address(address)) => ResolveError::NoLease(address),
         (ErrorCode::NoLease, Ask::Key(key)) => ResolveError::UnknownKey(key),

@@ -10,6 +10,8 @@ pub const CONFIG_PREFIX: &str = "TABBIFY__";
 pub const DATA_DIR: &str = "TABBIFY_DATA_DIR";
 /// Path of the runner program; default: beside `tabbify`.
 pub const RUNNER: &str = "TABBIFY_RUNNER";
+/// Where the container engine listens, as its own client has it; default `unix:///var/run/docker.sock`.
+pub const DOCKER_HOST: &str = "DOCKER_HOST";
 /// URL of the platform that `tcli` talks to.
 pub const SERVER: &str = "TABBIFY_SERVER";
 /// Bearer token of `tcli`, instead of signing in with a key.

@@ -12,6 +12,7 @@ pub mod env;
 pub mod error;
 pub mod files;
 pub mod fold;
+mod memory;
 pub mod signals;
 pub mod tasks;
 pub mod telemetry;
@@ -19,6 +20,7 @@ pub mod unix;
 
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use error::chain;
+pub use memory::memory_total;
 pub use tasks::{Importance, TaskHandle, Tasks};
 
 /// `N` bytes from the operating system's generator.

@@ -92,6 +92,12 @@ impl Segment {
         Self(format!("tenant_{tenant}.apps"))
     }
 
+    /// `tenant_<slug>.secrets`: names and versions of a tenant's secrets.
+    #[must_use]
+    pub fn secrets(tenant: &Tenant) -> Self {
+        Self(format!("tenant_{tenant}.secrets"))
+    }
+
     /// The tenant whose segment this is; `None` for the platform's own.
     #[must_use]
     pub fn tenant(&self) -> Option<Tenant> {
@@ -117,6 +123,12 @@ impl SegmentGlob {
     #[must_use]
     pub fn all_apps() -> Self {
         Self("tenant_*.apps".to_owned())
+    }
+
+    /// The secrets segments of every tenant.
+    #[must_use]
+    pub fn all_secrets() -> Self {
+        Self("tenant_*.secrets".to_owned())
     }
 
     /// Everything of one tenant.

@@ -47,6 +47,12 @@ impl Timestamp {
         self.0 / 1000
     }
 
+    /// The time from `earlier` to this; none if it is later.
+    #[must_use]
+    pub const fn since(self, earlier: Self) -> std::time::Duration {
+        std::time::Duration::from_millis(self.0.saturating_sub(earlier.0))
+    }
+
     /// This time and `span` later.
     #[must_use]
     pub fn plus(self, span: std::time::Duration) -> Self {

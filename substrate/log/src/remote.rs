@@ -69,9 +69,11 @@ impl RemoteLog {
         bearer: Bearer,
         tasks: &Tasks,
     ) -> Result<Self, ReadError> {
+        // Kept connections and sessions end with their client: nobody waits for them.
+        let kept = tasks.child();
         let shared = Shared {
-            connections: Connections::new(connect, bearer, tasks),
-            appends: Sessions::new(tasks.clone()),
+            connections: Connections::new(connect, bearer, &kept),
+            appends: Sessions::new(kept.clone()),
             head: AtomicU64::new(0),
         };
         let log = Self {

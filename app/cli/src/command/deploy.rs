@@ -6,7 +6,7 @@ use tabbify_api::apps::{AppView, Operation, OperationStatus};
 use tabbify_types::VersionNumber;
 use tabbify_types::event::v1::Access;
 
-use crate::args::DeployArgs;
+use crate::args::{DeployArgs, RestartArgs};
 use crate::client::Client;
 use crate::command::Tool;
 use crate::error::{Code, Exit, Failure, Result};
@@ -21,6 +21,17 @@ pub(crate) fn run(tool: &Tool, args: &DeployArgs) -> Result<Exit> {
     let version = parse_version(version)?;
     let client = tool.client()?;
     let app = tool.app(&client, named)?;
+    activate(tool, &client, &app, version)
+}
+
+/// `restart`: the version that serves, or the newest one where none does, in a new instance.
+pub(crate) fn again(tool: &Tool, args: &RestartArgs) -> Result<Exit> {
+    let client = tool.client()?;
+    let app = tool.app(&client, args.name.as_deref())?;
+    let Some(version) = app.serving.or(app.latest) else {
+        let what = format!("{} has no version yet.", app.name);
+        return Err(Failure::new(Code::NotDeployed, what).fix("Run: tcli push"));
+    };
     activate(tool, &client, &app, version)
 }
 

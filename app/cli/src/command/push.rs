@@ -10,7 +10,9 @@ mod plan;
 use tabbify_api::ErrorCode;
 use tabbify_api::apps::{AppView, CommitVersion, RegisterApp, ReserveVersion};
 use tabbify_api::artifact::MANIFEST_FILE;
-use tabbify_manifest::{Build, LockEntry, Parsed, Resolved, WASM_ENTRY, not_supported_yet, stamp};
+use tabbify_manifest::{
+    Build, IMAGE_ENTRY, LockEntry, Parsed, Resolved, WASM_ENTRY, not_supported_yet, stamp,
+};
 use tabbify_types::{AppId, VersionNumber};
 
 use self::identity::{Identity, identify};
@@ -18,7 +20,7 @@ use crate::args::PushArgs;
 use crate::artifact::{Content, Item};
 use crate::client::Client;
 use crate::clock::{self, Stopwatch};
-use crate::command::{Tool, deploy};
+use crate::command::{Tool, deploy, secrets};
 use crate::error::{Code, Exit, Failure, Result};
 use crate::folder::{self, Folder};
 use crate::http::Payload;
@@ -34,39 +36,66 @@ pub(crate) fn run(tool: &Tool, args: &PushArgs) -> Result<Exit> {
         tool.progress.say(&note.to_string());
     }
     let resolved = resolve(&tool.folder, &parsed).map_err(nothing_uploaded)?;
-    let wasm = Wasm::of(&resolved)?;
+    let source = Source::of(&resolved)?;
     let client = tool.client()?;
     let pusher = Pusher {
         tool,
         client: &client,
         parsed: &parsed,
-        wasm: &wasm,
+        source: &source,
     };
     let apps = client.apps()?;
     let identity = pusher.identify(&apps)?;
     if args.plan {
         return plan::show(&pusher, &identity, args.no_deploy);
     }
-    if let Some(command) = &wasm.command {
-        build::run(tool.progress, command, &tool.folder.join(&wasm.context))?;
+    secrets::check(&client, &parsed.manifest)?;
+    if let Some(command) = &source.command {
+        build::run(tool.progress, command, &tool.folder.join(&source.context))?;
     }
-    let component = pusher.component()?;
+    let entry = pusher.entry()?;
     let app = pusher.claim()?;
-    let version = pusher.upload(&app, component)?;
+    let version = pusher.upload(&app, entry)?;
     if args.no_deploy {
         return deploy::published(tool, &app, version);
     }
     deploy::activate(tool, &client, &app, version)
 }
 
-/// The component of a manifest and what builds it.
-pub(crate) struct Wasm {
+/// What is run: a file, and what builds it.
+pub(crate) struct Source {
+    pub(crate) kind: Kind,
     pub(crate) path: String,
     pub(crate) command: Option<String>,
     pub(crate) context: String,
 }
 
-impl Wasm {
+/// What kind of file.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Component,
+    Image,
+}
+
+impl Kind {
+    /// What it is called in every version.
+    pub(crate) const fn entry(self) -> &'static str {
+        match self {
+            Self::Component => WASM_ENTRY,
+            Self::Image => IMAGE_ENTRY,
+        }
+    }
+
+    /// The key that names it.
+    const fn key(self) -> &'static str {
+        match self {
+            Self::Component => "build.wasm",
+            Self::Image => "build.image",
+        }
+    }
+}
+
+impl Source {
     fn of(resolved: &Resolved) -> Result<Self> {
         match resolved.build.clone() {
             Build::Wasm {
@@ -74,13 +103,20 @@ impl Wasm {
                 command,
                 context,
             } => Ok(Self {
+                kind: Kind::Component,
                 path: wasm,
                 command,
                 context,
             }),
+            Build::Archive { archive } => Ok(Self {
+                kind: Kind::Image,
+                path: archive,
+                command: None,
+                context: ".".to_owned(),
+            }),
             // `resolve` has refused these; said again, since a feature may come there first.
             Build::Dockerfile { .. } | Build::Image { .. } => {
-                let what = "This tcli can push WebAssembly components only.";
+                let what = "This tcli can push WebAssembly components and images in files only.";
                 Err(Failure::new(Code::NotSupportedYet, what).fix("Nothing was uploaded."))
             }
         }
@@ -92,7 +128,7 @@ pub(crate) struct Pusher<'a> {
     pub(crate) tool: &'a Tool,
     pub(crate) client: &'a Client,
     pub(crate) parsed: &'a Parsed,
-    pub(crate) wasm: &'a Wasm,
+    pub(crate) source: &'a Source,
 }
 
 impl Pusher<'_> {
@@ -108,22 +144,29 @@ impl Pusher<'_> {
         identify(&wanted, apps, self.client.server())
     }
 
-    pub(crate) fn component(&self) -> Result<Item> {
+    /// The file that is run.
+    pub(crate) fn entry(&self) -> Result<Item> {
         let manifest = &self.parsed.manifest;
-        let named = match manifest.line_of("build.wasm") {
-            Some(line) => format!("build.wasm, {}:{line}", manifest.file()),
+        let kind = self.source.kind;
+        let key = kind.key();
+        let named = match manifest.line_of(key) {
+            Some(line) => format!("{key}, {}:{line}", manifest.file()),
             None => "found in the folder".to_owned(),
         };
-        let built = self.wasm.command.is_some();
-        Item::component(WASM_ENTRY, &self.tool.folder.join(&self.wasm.path), &named).map_err(
-            |failure| match failure.code == Code::NoComponent.as_str() && built {
+        let file = self.tool.folder.join(&self.source.path);
+        if kind == Kind::Image {
+            return Item::image(kind.entry(), &file, &named);
+        }
+        let built = self.source.command.is_some();
+        Item::component(kind.entry(), &file, &named).map_err(|failure| {
+            match failure.code == Code::NoComponent.as_str() && built {
                 true => failure.fix(
                     "The build did not put it there; in a cargo workspace, add --target-dir target \
                      to build.command.",
                 ),
                 false => failure,
-            },
-        )
+            }
+        })
     }
 
     /// The app on the platform: registered if it is new, adopted or known otherwise, and in the
@@ -171,11 +214,11 @@ impl Pusher<'_> {
     }
 
     /// Uploads and publishes; the lock file then has the new number.
-    fn upload(&self, app: &AppView, component: Item) -> Result<VersionNumber> {
+    fn upload(&self, app: &AppView, entry: Item) -> Result<VersionNumber> {
         let stamped = stamp(&self.parsed.text, app.id).map_err(|error| {
             Failure::new(Code::InvalidManifest, format!("{error}.")).fix("Nothing was uploaded.")
         })?;
-        let mut items = vec![component, Item::bytes(MANIFEST_FILE, stamped.into_bytes())];
+        let mut items = vec![entry, Item::bytes(MANIFEST_FILE, stamped.into_bytes())];
         items.sort_by(|a, b| a.listed.path.cmp(&b.listed.path));
         let files: Vec<_> = items.iter().map(|item| item.listed.clone()).collect();
         let total = files.iter().map(|file| file.size).sum();

@@ -12,4 +12,5 @@ mod network;
 mod node;
 mod person;
 mod push;
+mod secrets;
 mod views;

@@ -18,10 +18,13 @@ use tabbify_api::apps::{
 use tabbify_api::artifact::ArtifactFile;
 use tabbify_api::auth::{IssuedToken, TokenRequest};
 use tabbify_api::machines::MachineView;
+use tabbify_api::secrets::SecretView;
 use tabbify_api::{ErrorCode, Problem};
 use tabbify_token::{OwnerProof, PlatformId, PublicKey, SecretKey};
 use tabbify_types::event::v1::Access;
-use tabbify_types::{AppId, AppUla, Digest, Tenant, Timestamp, VersionNumber};
+use tabbify_types::{
+    AppId, AppUla, Digest, SecretName, SecretVersion, Tenant, Timestamp, VersionNumber,
+};
 
 /// What a test may break, for requests whose `METHOD path` contains a text.
 #[expect(clippy::large_enum_variant, reason = "a test makes a handful of them")]
@@ -61,6 +64,9 @@ pub(crate) struct State {
     issued: u32,
     pub(crate) apps: Vec<AppView>,
     pub(crate) machines: Vec<MachineView>,
+    /// What it is told of secrets, and the values that came.
+    pub(crate) secrets: Vec<SecretView>,
+    pub(crate) values: Vec<Vec<u8>>,
     pub(crate) versions: BTreeMap<(AppId, u32), Version>,
     pub(crate) deploys: Vec<Operation>,
     pub(crate) course: Course,
@@ -300,6 +306,8 @@ impl State {
             issued: 0,
             apps: Vec::new(),
             machines: Vec::new(),
+            secrets: Vec::new(),
+            values: Vec::new(),
             versions: BTreeMap::new(),
             deploys: Vec::new(),
             course: Course::good(),
@@ -361,6 +369,9 @@ impl State {
             ("GET", ["v1", "whoami"]) => reply(200, &whoami()),
             ("GET", ["v1", "apps"]) => reply(200, &json!({ "apps": self.apps })),
             ("GET", ["v1", "machines"]) => reply(200, &json!({ "machines": self.machines })),
+            ("GET", ["v1", "secrets"]) => reply(200, &json!({ "secrets": self.secrets })),
+            ("PUT", ["v1", "secrets", name]) => self.set_secret(name, &asked.body),
+            ("DELETE", ["v1", "secrets", name]) => self.remove_secret(name),
             ("POST", ["v1", "apps"]) => self.register(&asked.body),
             ("GET", ["v1", "apps", id]) => self.with_app(id, |_, app| reply(200, app)),
             ("POST", ["v1", "apps", id, "versions"]) => self.reserve(id, &asked.body),
@@ -388,6 +399,43 @@ impl State {
             ("POST", ["v1", "deploys"]) => self.deploy(&asked.body),
             ("GET", ["v1", "deploys", id]) => self.move_on(id, &asked.query),
             _ => no(ErrorCode::NotFound, &asked.path),
+        }
+    }
+
+    fn set_secret(&mut self, name: &str, value: &[u8]) -> Reply {
+        let Ok(name) = name.parse::<SecretName>() else {
+            return no(ErrorCode::BadRequest, "no name");
+        };
+        self.values.push(value.to_vec());
+        let now = Timestamp::from_secs(1_763_463_600);
+        let known = self.secrets.iter_mut().find(|it| it.name == name);
+        if let Some(known) = known {
+            known.version = known.version.next();
+            return reply(200, known);
+        }
+        let made = SecretView {
+            name,
+            version: SecretVersion(1),
+            created: now,
+            changed: now,
+            apps: Vec::new(),
+        };
+        let answer = reply(201, &made);
+        self.secrets.push(made);
+        answer
+    }
+
+    fn remove_secret(&mut self, name: &str) -> Reply {
+        let before = self.secrets.len();
+        self.secrets.retain(|it| it.name.as_str() != name);
+        if self.secrets.len() == before {
+            let detail = format!("secret \"{name}\" does not exist");
+            return no(ErrorCode::SecretMissing, &detail);
+        }
+        Reply {
+            status: 204,
+            body: Vec::new(),
+            breaks: false,
         }
     }
 

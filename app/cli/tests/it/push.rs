@@ -187,14 +187,14 @@ fn every_mistake_of_the_manifest_and_nothing_sent() {
     assert_eq!(document["error"]["code"], "invalid_manifest");
     assert_eq!(document["error"]["exit"], 2);
     let text = "[app]\nname = \"shop\"\n[build]\nwasm = \"x.wasm\"\n[runtime]\nreplicas = 2\n\
-                [secrets]\nA = \"a\"\n";
+                [network]\negress = [\"any\"]\n";
     person.put("tabbify.toml", text).unwrap();
     person.tcli(&["push"]).unwrap().check(
         2,
         &expect![[r#"
         --- stderr
         tabbify.toml:6: [runtime] replicas = 2 is not supported yet; write replicas = 1 or remove it
-        tabbify.toml:7: [secrets] is not supported yet; remove it
+        tabbify.toml:8: [network] egress is not supported yet; remove it
         Nothing was uploaded.
     "#]],
     );

@@ -19,7 +19,7 @@ use tabbify_types::{AppId, DeployId, HostName, InstanceId, VersionNumber};
 
 use super::{Draft, REPLACEMENTS_MAX, Step};
 use crate::app::{App, Instance};
-use crate::place::Room;
+use crate::place::{Room, Wanted};
 use crate::trouble::{Mark, Trouble};
 
 /// What an instance is there for.
@@ -53,7 +53,7 @@ pub(super) fn relocate(
             vacate(&mut draft, room, *number, living)?
         };
         if is_planned {
-            return Ok(Some(step(draft)));
+            return Ok(Some(draft.step()));
         }
     }
     recover(room, id, app)
@@ -64,14 +64,6 @@ fn draft(id: AppId, app: &App, mark: Mark, number: InstanceId) -> Draft<'_> {
     let last = app.last_instance;
     let seed = mark.id.derived(&format!("{id} {number} {last}"));
     Draft::new(id, app, mark.position, seed)
-}
-
-fn step(draft: Draft<'_>) -> Step {
-    Step {
-        app: draft.id,
-        cause: draft.cause,
-        batch: draft.batch(),
-    }
 }
 
 fn role(room: &Room<'_>, app: &App, number: InstanceId) -> Role {
@@ -105,15 +97,31 @@ fn wanted(app: &App, role: Role) -> Option<(DeployId, VersionNumber)> {
 /// A machine that can take over; why not, if there is none.
 fn elsewhere(
     room: &mut Room<'_>,
-    app: &App,
-    version: VersionNumber,
+    draft: &Draft<'_>,
+    (deploy, version): (DeployId, VersionNumber),
 ) -> Result<HostName, UnavailableReason> {
+    let app = draft.app;
     if app.replaced >= REPLACEMENTS_MAX {
         return Err(UnavailableReason::Parked);
     }
-    let release = app.releases.get(&version);
-    let found = release.and_then(|release| room.elsewhere(&app.tenant, release.run.runtime));
-    found.ok_or(UnavailableReason::NoMachine)
+    let no_machine = UnavailableReason::NoMachine;
+    let release = app.releases.get(&version).ok_or(no_machine)?;
+    let wanted = Wanted {
+        id: draft.id,
+        app,
+        deploy,
+        release,
+    };
+    // An app goes nowhere without its volume, and the volume nowhere by itself.
+    let volume_on = wanted.volume_on();
+    if volume_on.is_some_and(|host| room.state().troubles.contains_key(host)) {
+        return Err(UnavailableReason::VolumeLost);
+    }
+    // Nor does it before whoever has it has ended.
+    if release.placement.volume && app.holders().next().is_some() {
+        return Err(no_machine);
+    }
+    room.elsewhere(&wanted).ok_or(no_machine)
 }
 
 /// Gives up an instance that cannot be reached any more.
@@ -131,7 +139,7 @@ fn abandon(
         role(room, app, number)
     };
     let next = wanted(app, role);
-    let host = next.map(|(_, version)| elsewhere(room, app, version));
+    let host = next.map(|next| elsewhere(room, draft, next));
     if let Some(Err(reason)) = host
         && role != Role::Awaited
         && trouble.left.is_none()
@@ -167,9 +175,16 @@ fn abandon(
                 placed => placed?,
             }
         }
-        (Some((deploy, _)), _) if role == Role::Awaited => {
+        (Some((deploy, _)), found) if role == Role::Awaited => {
             let why = format!("{}: {}.", living.host, trouble.says());
             draft.fail(deploy, &why)?;
+            // What served before has ended for this one, and can begin again when the machine is back.
+            let serving = app.serving.as_ref();
+            if found == Some(Err(UnavailableReason::VolumeLost))
+                && serving.is_some_and(|it| !app.instances.contains_key(&it.primary))
+            {
+                unavailable(draft, &living.host, trouble, UnavailableReason::VolumeLost)?;
+            }
         }
         (Some((deploy, version)), Some(Ok(host))) => {
             draft.place_if_it_fits(deploy, version, host)?
@@ -194,15 +209,17 @@ fn unavailable(
     }
     let what = match reason {
         UnavailableReason::Parked => "it has failed too often to be tried elsewhere",
-        UnavailableReason::NoMachine | UnavailableReason::VolumeLost => {
-            "no other machine can run it"
-        }
+        UnavailableReason::NoMachine => "no other machine can run it",
+        UnavailableReason::VolumeLost => "the app's volume is there",
     };
-    let remedy = format!(
-        "{host}: {}, and {what}. Bring {host} back, or run `tabbify join` on another machine, or deploy \
-         again.",
-        trouble.says()
-    );
+    let says = trouble.says();
+    let remedy = match reason {
+        UnavailableReason::VolumeLost => format!("{host}: {says}, and {what}. Bring {host} back."),
+        UnavailableReason::NoMachine | UnavailableReason::Parked => format!(
+            "{host}: {says}, and {what}. Bring {host} back, or run `tabbify join` on another machine, or \
+             deploy again."
+        ),
+    };
     let event = AppUnavailable {
         app: draft.id,
         reason,
@@ -236,7 +253,7 @@ fn vacate(
     if role == Role::Serves && app.rollout.is_some() {
         return Ok(false);
     }
-    let Ok(host) = elsewhere(room, app, version) else {
+    let Ok(host) = elsewhere(room, draft, (deploy, version)) else {
         return Ok(false);
     };
     match draft.place(deploy, version, host) {
@@ -273,7 +290,7 @@ fn recover(room: &mut Room<'_>, id: AppId, app: &App) -> Result<Option<Step>, Ev
         }
         Some(_) => return Ok(None),
         None => {
-            let Ok(host) = elsewhere(room, app, version) else {
+            let Ok(host) = elsewhere(room, &draft, (deploy, version)) else {
                 return Ok(None);
             };
             match draft.place(deploy, version, host) {
@@ -282,5 +299,5 @@ fn recover(room: &mut Room<'_>, id: AppId, app: &App) -> Result<Option<Step>, Ev
             }
         }
     }
-    Ok(Some(step(draft)))
+    Ok(Some(draft.step()))
 }

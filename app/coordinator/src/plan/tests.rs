@@ -18,9 +18,10 @@ use crate::app::{Instance, Phase};
 use crate::state::State;
 
 mod machines;
+mod place;
 mod world;
 
-use world::{Fallible, World, app_id, run};
+use world::{Fallible, PERCENT, World, app_id, run};
 
 /// Runs a script; what it says is as expected, and what always holds does.
 fn check(script: &str, expected: &Snapshot) {
@@ -223,11 +224,11 @@ fn a_newer_deploy_supersedes() {
 fn a_deploy_that_cannot_begin_takes_nothing_over() {
     let script = "
         machine box1 wasm-http docker=/var/run/docker.sock,_permission_denied
-        machine box2 wasm-http
+        machine booooooooooooooooooooooooooooooooooooooooooooooooooooooooooooox wasm-http
         app shop
         publish shop 1 wasm-http
         publish shop 2 docker
-        publish shop 3 wasm-http+65155
+        publish shop 3 wasm-http+65115
         deploy shop 1
         deploy shop 2
         deploy shop 3
@@ -238,27 +239,28 @@ fn a_deploy_that_cannot_begin_takes_nothing_over() {
         script,
         &expect![[r#"
             > machine box1 wasm-http docker=/var/run/docker.sock,_permission_denied
-            > machine box2 wasm-http
+            > machine booooooooooooooooooooooooooooooooooooooooooooooooooooooooooooox wasm-http
             > app shop
             > publish shop 1 wasm-http
             > publish shop 2 docker
-            > publish shop 3 wasm-http+65155
+            > publish shop 3 wasm-http+65115
             > deploy shop 1
-              platform.hosts.box1 app_placed d1 v1 as #1 on box1 slot 0.0 epoch 1
-              tenant_main.apps app_placed d1 v1 as #1 on box1 slot 0.0 epoch 1
+              platform.hosts.booooooooooooooooooooooooooooooooooooooooooooooooooooooooooooox app_placed d1 v1 as #1 on booooooooooooooooooooooooooooooooooooooooooooooooooooooooooooox slot 0.0 epoch 1
+              tenant_main.apps app_placed d1 v1 as #1 on booooooooooooooooooooooooooooooooooooooooooooooooooooooooooooox slot 0.0 epoch 1
             > deploy shop 2
-              tenant_main.apps deploy_finished d2 Failed No machine can run docker. box1: /var/run/docker.sock, permission denied. box2: cannot run it.
+              tenant_main.apps deploy_finished d2 Failed No machine can run docker. booooooooooooooooooooooooooooooooooooooooooooooooooooooooooooox: cannot run it. box1: /var/run/docker.sock, permission denied.
             > deploy shop 3
-              tenant_main.apps deploy_finished d3 Failed The configuration of v3 is too large.
+              platform.hosts.booooooooooooooooooooooooooooooooooooooooooooooooooooooooooooox app_stop_requested #1 within 30000 ms
+              platform.hosts.box1 app_placed d3 v3 as #2 on box1 slot 0.0 epoch 2
+              tenant_main.apps deploy_superseded d1 by d3
+              tenant_main.apps app_stop_requested #1 within 30000 ms
+              tenant_main.apps app_placed d3 v3 as #2 on box1 slot 0.0 epoch 2
             > box1 says started shop #1
-              platform.mesh.peers lease_granted #1 on box1 epoch 1
-              tenant_main.apps app_started #1
+              refused: the instance does not run there
             > box1 says healthy shop #1
-              tenant_main.apps app_healthy #1
-              tenant_main.apps traffic_shifted d1 v1 to #1
-              tenant_main.apps deploy_finished d1 Succeeded
+              refused: the instance does not run there
             > deploy shop 2
-              tenant_main.apps deploy_finished d4 Failed No machine can run docker. box1: /var/run/docker.sock, permission denied. box2: cannot run it. v1 still serves.
+              tenant_main.apps deploy_finished d4 Failed No machine can run docker. booooooooooooooooooooooooooooooooooooooooooooooooooooooooooooox: cannot run it. box1: /var/run/docker.sock, permission denied.
         "#]],
     );
 }
@@ -535,11 +537,11 @@ fn another_tenant_cannot_speak_about_an_app() {
         .unwrap();
     assert_eq!(world.state.apps, before.apps);
     assert_eq!(world.state.addresses, before.addresses);
-    assert!(plan(&world.state).unwrap().is_empty());
+    assert!(plan(&world.state, PERCENT).unwrap().is_empty());
 }
 
-/// What is true after every script, whatever machines say.
-fn holds(world: &World) -> Fallible<()> {
+/// What is true of everything that was written; the deploys that have an outcome.
+fn log_holds(world: &World) -> Fallible<BTreeSet<DeployId>> {
     let mut numbers = BTreeSet::new();
     let mut epochs: BTreeMap<(AppId, SlotId), u32> = BTreeMap::new();
     let mut finished = BTreeSet::new();
@@ -571,9 +573,22 @@ fn holds(world: &World) -> Fallible<()> {
         orders, 0,
         "every order to a host is also a fact, and the other way round"
     );
+    Ok(finished)
+}
+
+/// What is true after every script, whatever machines say.
+fn holds(world: &World) -> Fallible<()> {
+    let finished = log_holds(world)?;
     indexes_hold(&world.state);
     for app in world.state.apps.values() {
-        assert!(app.open.is_empty(), "a cause is left");
+        let waits = |cause: &Cause| match &cause.what {
+            What::Deploy { .. } => {
+                let mut holders = app.holders().map(|it| &app.instances[&it]);
+                app.holders().next().is_some() && holders.all(|it| it.stop_requested)
+            }
+            What::Report { .. } => false,
+        };
+        assert!(app.open.values().all(waits), "a cause is left");
         for (id, instance) in &app.instances {
             assert!(
                 instance.reported < Phase::Ended,
@@ -594,7 +609,14 @@ fn holds(world: &World) -> Fallible<()> {
             "a lease outlives"
         );
         for deploy in &app.deploys {
-            let under_way = app.rollout.as_ref().is_some_and(|it| it.deploy == *deploy);
+            let waits = app.open.values().any(|cause| match &cause.what {
+                What::Deploy {
+                    deploy: waiting, ..
+                } => waiting == deploy,
+                What::Report { .. } => false,
+            });
+            let rollout = app.rollout.as_ref();
+            let under_way = waits || rollout.is_some_and(|it| it.deploy == *deploy);
             assert!(
                 under_way != finished.contains(deploy),
                 "a deploy has no outcome"
@@ -616,6 +638,11 @@ fn indexes_hold(state: &State) {
         home.insert(InstanceRef { app, instance });
     }
     assert_eq!(homes, state.homes);
+    let mut promised: BTreeMap<HostName, u64> = BTreeMap::new();
+    for (_, _, it) in instances() {
+        *promised.entry(it.host.clone()).or_default() += it.memory.bytes();
+    }
+    assert_eq!(promised, state.promised);
     let unsettled = state.apps.iter().filter(|(_, app)| {
         let moves = |it: &Instance| {
             let trouble = state.troubles.get(&it.host);
@@ -659,6 +686,7 @@ fn line() -> impl Strategy<Value = String> {
         1 => (0_u8..15).prop_map(|minutes| format!("minutes {minutes}")),
         2 => (standing, 1_u8..3).prop_map(|(what, host)| format!("{what} box{host}")),
         1 => (1_u8..3).prop_map(|host| format!("machine box{host} wasm-http")),
+        1 => (1_u8..3).prop_map(|host| format!("machine box{host} wasm-http memory:400MiB")),
         8 => (1_u8..3, report, app, 1_u8..12).prop_map(|(host, report, app, instance)| {
             format!("box{host} says {report} {app} #{instance}")
         }),
@@ -677,7 +705,8 @@ proptest! {
     ) {
         let mut script = SHOP.to_owned();
         script.push_str("machine box2 wasm-http\napp blog\npublish blog 1 wasm-http\n");
-        script.push_str("publish blog 2 docker\n");
+        script.push_str("publish blog 2 docker\npublish blog 3 wasm-http volume\n");
+        script.push_str("publish blog 4 wasm-http volume memory:512MiB\n");
         script.push_str(&lines.join("\n"));
         let world = run(&script).unwrap();
         holds(&world).unwrap();
@@ -704,7 +733,7 @@ proptest! {
 
         // A coordinator that is behind plans what is already there: the same ids, nothing new, or
         // a batch that the app's revision refuses.
-        for Step { app, batch, .. } in plan(&part).unwrap() {
+        for Step { app, batch, .. } in plan(&part, PERCENT).unwrap() {
             let behind = part.apps[&app].rev < world.state.apps[&app].rev;
             let known = batch.events.iter().all(|event| world.ids.contains(&event.id));
             proptest::prop_assert!(behind || known);

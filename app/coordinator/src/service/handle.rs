@@ -17,18 +17,19 @@ use serde::de::DeserializeOwned;
 use tabbify_api::auth::IssuedToken;
 use tabbify_api::auth::issue::AdmitRequest;
 use tabbify_api::coordinator::{
-    BODY_LEN_MAX, CAPABILITIES_MAX, CERTIFICATE_PATH, CertificateRequest, HostCertificate,
+    Ask, BODY_LEN_MAX, CAPABILITIES_MAX, CERTIFICATE_PATH, CertificateRequest, HostCertificate,
     HostToken, ISSUERS_PATH, JOIN_PATH, JoinRequest, Joined, LEASE_PATH, LEAVE_PATH, LeaseRequest,
-    REPORT_PATH, RESOLVE_PATH, SignedLease, Told, WATCH_PATH, WatchRequest,
+    REPORT_PATH, RESOLVE_PATH, Report, SignedLease, Told, WATCH_PATH, WatchRequest,
 };
 use tabbify_api::error::PROBLEM_MEDIA_TYPE;
-use tabbify_api::names::NAME_PATH;
+use tabbify_api::names::{NAME_PATH, NameAsk};
 use tabbify_api::{ErrorCode, Problem};
 use tabbify_http::Handle;
 use tabbify_process::chain;
 use tabbify_types::{MeshKey, RequestId};
 
 use super::Shared;
+use crate::member::Seen;
 use crate::refusal::Refusal;
 use crate::stats::count;
 use crate::watch::Watch;
@@ -111,24 +112,32 @@ impl Handler {
                 self.said(joined)
             }
             CERTIFICATE_PATH => {
-                let request: CertificateRequest = body(incoming).await?;
-                let signing = request.signing;
-                let checked = coordinator.check_consent(&self.key, signing, &request.consent);
-                match checked.and_then(|()| coordinator.certify(&self.key, signing)) {
-                    Ok(certified) => self.said(Ok(self.with_token(certified).await)),
-                    Err(refusal) => Err(self.refused(&refusal)),
-                }
+                let certified = self.certify(body(incoming).await?).await;
+                self.said(certified)
             }
             LEASE_PATH => {
                 let lease = self.lease(body(incoming).await?).await;
                 self.said(lease)
             }
-            NAME_PATH => self.said(coordinator.name_for(&self.key, &body(incoming).await?)),
-            RESOLVE_PATH => self.said(coordinator.resolve_for(&self.key, body(incoming).await?)),
-            REPORT_PATH => self.said(coordinator.report(&self.key, body(incoming).await?)),
+            NAME_PATH => {
+                let ask: NameAsk = body(incoming).await?;
+                let named = coordinator.find(|| coordinator.name_for(&self.key, &ask));
+                self.said(named.await)
+            }
+            RESOLVE_PATH => {
+                let ask: Ask = body(incoming).await?;
+                let resolved = coordinator.find(|| coordinator.resolve_for(&self.key, ask));
+                self.said(resolved.await)
+            }
+            REPORT_PATH => {
+                let report: Report = body(incoming).await?;
+                let heard = coordinator.find(|| coordinator.report(&self.key, &report));
+                self.said(heard.await)
+            }
             WATCH_PATH => {
                 let request: WatchRequest = body(incoming).await?;
-                match coordinator.watch(&self.key, request.after) {
+                let watch = coordinator.find(|| coordinator.watch(&self.key, request.after));
+                match watch.await {
                     Ok(watch) => Ok(self.lines(watch)),
                     Err(refusal) => Err(self.refused(&refusal)),
                 }
@@ -150,16 +159,27 @@ impl Handler {
         let coordinator = &self.shared.coordinator;
         // Before the token is used up.
         coordinator.check_consent(&self.key, request.signing, &request.consent)?;
+        coordinator.foresee(&request.token, self.key).await?;
         let admit = AdmitRequest {
             token: request.token,
             key: self.key,
         };
         let admission = self.shared.admit.admit(admit).await;
         let admission = admission.map_err(Refusal::Token)?;
-        let certified = coordinator
-            .admit(admission, request.capabilities, request.signing)
-            .await?;
+        let seen = Seen {
+            capabilities: request.capabilities,
+            memory: request.memory,
+        };
+        let certified = coordinator.admit(admission, seen, request.signing).await?;
         Ok(self.with_token(certified).await)
+    }
+
+    async fn certify(&self, request: CertificateRequest) -> Result<Joined, Refusal> {
+        let coordinator = &self.shared.coordinator;
+        let signing = request.signing;
+        coordinator.check_consent(&self.key, signing, &request.consent)?;
+        let certified = coordinator.find(|| coordinator.certify(&self.key, signing));
+        Ok(self.with_token(certified.await?).await)
     }
 
     /// What a machine is told, with a token for the platform's services. Without auth it is told
@@ -180,7 +200,7 @@ impl Handler {
         let counters = &coordinator.0.counters;
         let lease = match &request.spawn {
             Some(spawn) => coordinator.spawned(&self.key, spawn).await,
-            None => coordinator.renewed(&self.key),
+            None => coordinator.find(|| coordinator.renewed(&self.key)).await,
         };
         count(match &lease {
             Ok(_) => &counters.granted,

@@ -140,6 +140,7 @@ async fn a_released_lease_cuts_its_streams() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rule_that_is_taken_back_cuts_what_it_let_in() {
+    tabbify_process::telemetry::init();
     let platform = Platform::start().await.unwrap();
     platform.join(&Invitation::of("box2")).await.unwrap();
     let (main, other): (Tenant, Tenant) = (Tenant::main(), "other".parse().unwrap());

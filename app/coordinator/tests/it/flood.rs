@@ -122,6 +122,7 @@ async fn join_tokens_cannot_be_guessed_for_long() {
         let request = JoinRequest {
             token: format!("tbj_{n}.{n}.{n}"),
             capabilities: Vec::new(),
+            memory: None,
             signing: signing.public(),
             consent: consent(&platform.root(), secret.public(), &signing).unwrap(),
         };

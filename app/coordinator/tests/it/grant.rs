@@ -1,14 +1,15 @@
 //! Instances get their leases for spawn tickets, and renew them until a newer one takes over.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tabbify_api::ErrorCode;
 use tabbify_api::coordinator::Spawn;
 use tabbify_coordinator::{RemoteCoordinator, RequestFailed};
-use tabbify_process::Tasks;
+use tabbify_process::{ManualClock, Tasks};
 use tabbify_types::event::Event;
 use tabbify_types::event::v1::{AppPlaced, AppStopped, InstanceRef};
-use tabbify_types::{InstanceId, MeshKey, Segment, Tenant};
+use tabbify_types::{InstanceId, MeshKey, Segment, Tenant, Timestamp};
 
 use crate::platform::{Invitation, Member, Platform, secret_named};
 use crate::support::{Fallible, NOW, WATCHDOG, append, eventually, history, key_of, secret_of};
@@ -94,10 +95,10 @@ async fn a_spawn_ticket_is_worth_one_lease_of_what_was_placed_there() {
     assert_eq!(granted(&platform, key_of(of)).await.unwrap(), 0);
 
     let ticket = spawn(here, of, soon);
-    let lease = first.spawned(ticket.clone()).await.unwrap();
+    let lease = first.spawned(ticket.clone()).await.unwrap().lease;
     assert_eq!((lease.key, lease.instance), (key_of(of), of.instance));
     assert_eq!((lease.epoch, &lease.host), (placed.epoch, &placed.host));
-    let again = first.spawned(ticket.clone()).await.unwrap();
+    let again = first.spawned(ticket.clone()).await.unwrap().lease;
     assert_eq!(
         again.key, lease.key,
         "who has not heard the answer asks again"
@@ -150,6 +151,23 @@ async fn a_race_for_a_ticket_has_one_winner() {
     platform.stop().await;
 }
 
+/// How long a lease lasts is measured by two times of the coordinator's: whoever gets it may have any clock.
+#[tokio::test]
+async fn a_lease_lasts_as_long_whatever_the_clock_shows() {
+    let platform = Platform::start().await.unwrap();
+    platform.join(&Invitation::of("box2")).await.unwrap();
+    let shop = platform.app(&Tenant::main(), "shop").await.unwrap();
+    let tasks = Tasks::new();
+    let doors = || vec![platform.door(&secret_of(shop)).unwrap()];
+    for secs in [NOW.secs() - 3600, NOW.secs(), NOW.secs() + 3600] {
+        let clock = Arc::new(ManualClock::at(Timestamp::from_secs(secs)));
+        let remote = platform.remote_with(doors(), clock, &tasks).unwrap();
+        assert_eq!(remote.renewed().await.unwrap().life, 10 * MINUTE);
+    }
+    assert!(tasks.shutdown(WATCHDOG).await);
+    platform.stop().await;
+}
+
 #[tokio::test]
 async fn a_lease_is_renewed_until_a_newer_instance_serves() {
     let platform = Platform::start().await.unwrap();
@@ -158,10 +176,10 @@ async fn a_lease_is_renewed_until_a_newer_instance_serves() {
     let old = platform.app(&tenant, "shop").await.unwrap();
     let tasks = Tasks::new();
     let remote = platform.remote(&secret_of(old), &tasks).unwrap();
-    let first = remote.renewed().await.unwrap();
+    let first = remote.renewed().await.unwrap().lease;
     assert_eq!(first.not_after, NOW.plus(10 * MINUTE));
     platform.clock.advance(5 * MINUTE);
-    let renewed = remote.renewed().await.unwrap();
+    let renewed = remote.renewed().await.unwrap().lease;
     assert_eq!(renewed.not_after, NOW.plus(15 * MINUTE));
     assert_eq!(renewed.epoch, first.epoch);
 
@@ -172,7 +190,7 @@ async fn a_lease_is_renewed_until_a_newer_instance_serves() {
     let new = platform.run(&placed).await.unwrap();
     assert_eq!(code(remote.renewed().await), Some(ErrorCode::LeaseFenced));
     let next = platform.remote(&secret_of(new), &tasks).unwrap();
-    assert_eq!(next.renewed().await.unwrap().epoch, placed.epoch);
+    assert_eq!(next.renewed().await.unwrap().lease.epoch, placed.epoch);
 
     // And when it has stopped, its key is nobody's.
     let reports = Segment::host_reports(&placed.host);

@@ -14,7 +14,7 @@ use tabbify_types::event::v1::PeerJoined;
 use tabbify_types::{HostUla, Tenant};
 
 use crate::platform::{Invitation, Platform, coordinator, secret_named, serve, signing_of, works};
-use crate::support::{Fallible, NOW, WATCHDOG, history};
+use crate::support::{Fallible, NOW, WATCHDOG, eventually, history, secret_of};
 
 /// Everybody who has joined, in the order of the log.
 async fn peers(platform: &Platform) -> Fallible<Vec<PeerJoined>> {
@@ -271,6 +271,42 @@ async fn who_leaves_is_nobody_and_its_number_nobodys() {
         .await
         .unwrap_err();
     assert_eq!(code(&refused), Some(ErrorCode::Conflict), "{refused:?}");
+    assert!(tasks.shutdown(WATCHDOG).await);
+    platform.stop().await;
+}
+
+/// A machine that is shown the token of another one's name does not use it up.
+#[tokio::test]
+async fn a_token_that_would_be_refused_is_not_used_up() {
+    let platform = Platform::start().await.unwrap();
+    let member = platform.join(&Invitation::of("box2")).await.unwrap();
+    let tasks = Tasks::new();
+    platform.remote(&member.secret, &tasks).unwrap();
+    let host = "box2".parse().unwrap();
+    eventually(|| async { platform.coordinator.last_heard(&host).ok_or(()) })
+        .await
+        .unwrap();
+    let token = platform.invite(&Invitation::of("box2")).await.unwrap();
+    let other = secret_named("another machine");
+    let refused = platform.show(&token, &other, &*platform.clock).await;
+    let refused = refused.unwrap_err();
+    assert_eq!(code(&refused), Some(ErrorCode::Conflict), "{refused:?}");
+    // The key of an instance cannot be a machine's either.
+    let shop = platform.app(&Tenant::main(), "shop").await.unwrap();
+    let spare = platform.invite(&Invitation::of("box3")).await.unwrap();
+    let refused = platform
+        .show(&spare, &secret_of(shop), &*platform.clock)
+        .await;
+    let refused = refused.unwrap_err();
+    assert_eq!(code(&refused), Some(ErrorCode::Conflict), "{refused:?}");
+    // Both still count, once, for whom they are meant.
+    let (own, new) = (&member.secret, &secret_named("box3"));
+    for (token, secret) in [(&token, own), (&spare, new)] {
+        let shown = platform.show(token, secret, &*platform.clock).await;
+        shown.unwrap();
+    }
+    let again = platform.show(&spare, &other, &*platform.clock).await;
+    assert_eq!(code(&again.unwrap_err()), Some(ErrorCode::TokenInvalid));
     assert!(tasks.shutdown(WATCHDOG).await);
     platform.stop().await;
 }

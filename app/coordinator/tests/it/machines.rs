@@ -9,6 +9,7 @@ use tabbify_process::Tasks;
 use tabbify_types::event::Event;
 use tabbify_types::event::v1::{AppPlaced, AppStopped, InstanceRef};
 use tabbify_types::{AppUla, HostName, Position, Recorded, Segment, Tenant};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::platform::{Invitation, Member, Platform, asks, at};
@@ -17,7 +18,7 @@ use crate::support::{
 };
 
 /// Short enough to wait for, long enough for a machine with much to do to report three times within it.
-const LOST_AFTER: Duration = Duration::from_secs(2);
+const LOST_AFTER: Duration = Duration::from_secs(8);
 
 fn named(name: &str) -> HostName {
     name.parse().expect("INVARIANT: it is a name")
@@ -146,6 +147,74 @@ async fn the_apps_of_a_silent_machine_run_elsewhere() {
     assert_eq!(platform.coordinator.stats().lost, 1);
     assert!(asker.is_live());
     assert!(tasks.shutdown(WATCHDOG).await && others.shutdown(WATCHDOG).await);
+    platform.stop().await;
+}
+
+/// The runtime of the platform stands still for longer than a machine may be silent: as when its process is
+/// stopped, its machine suspended, or its disk does not answer. Nobody is lost for it.
+#[tokio::test]
+async fn a_coordinator_that_was_frozen_blames_nobody() {
+    const SILENCE: Duration = Duration::from_secs(4);
+    let (begun, platform) = oneshot::channel();
+    let (ice, mut frozen) = mpsc::channel::<std::sync::mpsc::Receiver<()>>(1);
+    let elsewhere = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        runtime.block_on(async {
+            let platform = Platform::impatient(SILENCE).await?;
+            let _ = begun.send(platform);
+            while let Some(thaw) = frozen.recv().await {
+                // Here, the only thread that the platform has stands still.
+                let _ = thaw.recv();
+            }
+            Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
+        })
+    });
+    let platform = platform.await.unwrap();
+    let mut members = Vec::new();
+    for host in ["box2", "box3"] {
+        let member = platform.join(&Invitation::of(host)).await.unwrap();
+        let tasks = Tasks::new();
+        platform.remote(&member.secret, &tasks).unwrap();
+        let heard = || async { platform.coordinator.last_heard(&named(host)).ok_or(()) };
+        eventually(heard).await.unwrap();
+        members.push(tasks);
+    }
+    let (thaw, until) = std::sync::mpsc::sync_channel(1);
+    ice.send(until).await.unwrap();
+    tokio::time::sleep(SILENCE * 3 / 2).await;
+    drop(thaw);
+
+    // It looks again, and finds out about one that really falls silent, and about no other.
+    let before = platform.client.head();
+    let silent = members.pop().unwrap();
+    assert!(silent.shutdown(WATCHDOG).await);
+    said(&platform, "supervisor_lost", "box3", before)
+        .await
+        .unwrap();
+    assert_eq!(ever_lost(&platform).await.unwrap(), ["box3"]);
+    assert!(members.pop().unwrap().shutdown(WATCHDOG).await);
+    platform.stop().await;
+    drop(ice);
+    elsewhere.join().unwrap().unwrap();
+}
+
+/// A machine that joins again with the same key, and then says nothing, is lost like any other.
+#[tokio::test]
+async fn a_machine_that_joins_again_and_falls_silent_is_lost_again() {
+    let platform = Platform::impatient(Duration::from_secs(2)).await.unwrap();
+    let begun = platform.client.head();
+    platform.join(&Invitation::of("box2")).await.unwrap();
+    let lost = said(&platform, "supervisor_lost", "box2", begun);
+    let lost = lost.await.unwrap();
+    platform.join(&Invitation::of("box2")).await.unwrap();
+    said(&platform, "supervisor_joined", "box2", lost)
+        .await
+        .unwrap();
+    said(&platform, "supervisor_lost", "box2", lost)
+        .await
+        .unwrap();
     platform.stop().await;
 }
 

@@ -4,19 +4,21 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tabbify_api::ErrorCode;
 use tabbify_api::log::{EventLog, Line};
 use tabbify_api::mesh::{Leases as _, ResolveError, Resolver as _};
 use tabbify_coordinator::{
-    Coordinator, Limits, OUTAGE_GRACE, Options, RemoteConfig, RemoteCoordinator,
+    Coordinator, Limits, MeshSecret, OUTAGE_GRACE, Options, RemoteConfig, RemoteCoordinator,
+    RequestFailed,
 };
 use tabbify_process::connect::{Connect, TcpSocket};
 use tabbify_process::fold::Link;
 use tabbify_process::{Clock, ManualClock, Tasks};
 use tabbify_types::{AppUla, InstanceId, Tenant};
 
-use crate::platform::{Invitation, Platform, at, coordinator, serve};
+use crate::platform::{Invitation, Platform, at, coordinator, secret_named, serve};
 use crate::support::{
-    Fallible, NOW, WATCHDOG, config, deploy, eventually, key_of, open, placed, register,
+    Fallible, NOW, WATCHDOG, config, deploy, eventually, key_of, open, placed, register, secret_of,
     serve as serve_app, signer,
 };
 
@@ -212,6 +214,85 @@ async fn another_coordinator_answers() {
         remote.by_address(second_address).await.unwrap().key,
         key_of(two)
     );
+    assert!(tasks.shutdown(WATCHDOG).await);
+    platform.stop().await;
+}
+
+/// It starts from what was stored before an app was placed, without the log: whoever it does not know is not
+/// nobody.
+#[tokio::test]
+async fn who_is_behind_the_log_refuses_nobody_for_being_unknown() {
+    let platform = Platform::start().await.unwrap();
+    platform.join(&Invitation::of("box2")).await.unwrap();
+    let edge = Invitation::of("edge").tagged("role:node");
+    let edge = platform.join(&edge).await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let line = Arc::new(Line::default());
+    let begin = async |tasks: &Tasks| {
+        let log: Arc<dyn EventLog> = Arc::<Line>::clone(&line);
+        let (auth, clock) = (&platform.auth, platform.clock());
+        coordinator("core2", log, auth, clock, Some(dir.path()), tasks).await
+    };
+    let there = || Some(platform.log.client(Coordinator::log_scope()));
+    line.join(there());
+    let before = Tasks::new();
+    drop(begin(&before).await.unwrap());
+    assert!(before.shutdown(WATCHDOG).await);
+
+    line.join(None);
+    let placed = platform.place(&Tenant::main(), "shop").await.unwrap();
+    let shop = platform.run(&placed).await.unwrap();
+    let tasks = Tasks::new();
+    let behind = begin(&tasks).await.unwrap();
+    assert!(matches!(behind.health().link, Link::Away { .. }));
+    let limits = Limits::default();
+    let address = serve(&behind, &platform.auth, &platform.tls, &limits, &tasks);
+    let address = address.await.unwrap();
+    let door = |secret: &MeshSecret| {
+        let connect: Arc<dyn Connect> = Arc::new(TcpSocket { address });
+        tabbify_coordinator::Door::new(connect, platform.tls.pin(), secret.clone()).unwrap()
+    };
+    let remote = |secret: &MeshSecret| {
+        let doors = vec![door(secret)];
+        platform.remote_with(doors, platform.clock(), &tasks)
+    };
+    let (instance, node) = (
+        remote(&secret_of(shop)).unwrap(),
+        remote(&edge.secret).unwrap(),
+    );
+    let app = AppUla::derive(shop.app).addr();
+    let renewed = instance.renewed().await;
+    assert!(
+        renewed.as_ref().is_err_and(RequestFailed::is_no_answer),
+        "{renewed:?}"
+    );
+    let found = node.by_address(app).await;
+    assert!(
+        matches!(found, Err(ResolveError::Unreachable(_))),
+        "{found:?}"
+    );
+    let stranger = remote(&secret_named("nobody")).unwrap();
+    assert!(stranger.renewed().await.is_err_and(|it| it.is_no_answer()));
+    // Whoever asks another one as well gets its answer from there.
+    let doors = vec![door(&edge.secret), platform.door(&edge.secret).unwrap()];
+    let both = platform.remote_with(doors, platform.clock(), &tasks);
+    assert_eq!(
+        both.unwrap().by_address(app).await.unwrap().key,
+        key_of(shop)
+    );
+
+    // With the log back, everybody has an answer at once, and strangers have theirs.
+    line.join(there());
+    eventually(|| instance.renewed()).await.unwrap();
+    behind.report_candidates(key_of(shop), vec![at(9)]);
+    eventually(|| node.by_address(app)).await.unwrap();
+    let refused = eventually(|| async {
+        match stranger.renewed().await {
+            Err(RequestFailed::Refused(problem)) => Ok(problem.code),
+            other => Err(other),
+        }
+    });
+    assert_eq!(refused.await.unwrap(), ErrorCode::Forbidden);
     assert!(tasks.shutdown(WATCHDOG).await);
     platform.stop().await;
 }

@@ -94,6 +94,7 @@ fn core(name: &str) -> Fallible<Config> {
         key: secret_named(name).public(),
         tags: vec!["role:auth".to_owned()],
         capabilities: Vec::new(),
+        memory: None,
     })
 }
 

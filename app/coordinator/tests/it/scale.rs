@@ -1,18 +1,19 @@
 //! A hundred thousand known apps: what an answer, a change and a plan cost is counted, and does not grow
 //! with them; what an idle app takes of memory is printed.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tabbify_api::coordinator::{Ask, Change};
 use tabbify_api::fold::Fold as _;
-use tabbify_coordinator::State;
 use tabbify_coordinator::leases::{Holder, holder};
 use tabbify_coordinator::plan::plan;
 use tabbify_coordinator::state::News;
+use tabbify_coordinator::{OVERCOMMIT_PERCENT, State};
 use tabbify_types::event::Event;
 use tabbify_types::event::v1::{
     Access, AppPlaced, AppRegistered, AppStarted, DeployRequested, InstanceRef, LeaseGranted,
-    RunConfig, RuntimeKind, TrafficShifted, VersionPublished,
+    Placement, RunConfig, RuntimeKind, TrafficShifted, VersionPublished,
 };
 use tabbify_types::{
     AppId, AppUla, ByteSize, DeployId, Digest, Epoch, HostName, InstanceId, InstanceUla, MeshKey,
@@ -68,9 +69,12 @@ impl Writer {
             runtime: RuntimeKind::WasmHttp,
             entry: "app.wasm".to_owned(),
             memory: ByteSize::mib(64),
-            env: std::collections::BTreeMap::new(),
+            env: BTreeMap::new(),
             stop_timeout_ms: 1000,
             healthy_within_ms: 1000,
+            image: None,
+            secrets: BTreeMap::new(),
+            egress: Vec::new(),
         };
         let registered = AppRegistered {
             app,
@@ -86,6 +90,7 @@ impl Writer {
             access: Access::Private,
             run: run.clone(),
             secrets: Vec::new(),
+            placement: Placement::default(),
         };
         let placed = AppPlaced {
             app,
@@ -219,7 +224,7 @@ fn a_hundred_thousand_idle_apps() {
     let segment = Segment::apps(&Tenant::main());
     writer.write(segment, app, 5, &requested.into()).unwrap();
     assert_eq!(writer.state.waiting.iter().collect::<Vec<_>>(), [&app]);
-    assert_eq!(plan(&writer.state).unwrap().len(), 1);
+    assert_eq!(plan(&writer.state, OVERCOMMIT_PERCENT).unwrap().len(), 1);
     // A change is news of one app.
     let of = InstanceRef {
         app,
@@ -230,6 +235,7 @@ fn a_hundred_thousand_idle_apps() {
         app_ula: AppUla::derive(app),
         instance_ula: InstanceUla::derive(app, of.instance),
         key: key_of(app),
+        secrets: BTreeMap::new(),
     };
     let lease = LeaseGranted {
         app,

@@ -15,7 +15,8 @@ use tabbify_token::{DocumentType, PlatformId, PublicKey, SecretKey, Signer, Veri
 use tabbify_types::event::Event;
 use tabbify_types::event::v1::{
     Access, AppHealthy, AppPlaced, AppRegistered, AppStarted, AppStarting, Capability,
-    DeployOutcome, DeployRequested, InstanceRef, RunConfig, RuntimeKind, VersionPublished,
+    DeployOutcome, DeployRequested, InstanceRef, Placement, RunConfig, RuntimeKind,
+    VersionPublished,
 };
 use tabbify_types::{
     AppId, AppUla, ByteSize, DeployId, Digest, HostName, InstanceUla, MeshKey, NewEvent, Position,
@@ -53,6 +54,7 @@ pub(crate) fn config(host: &str) -> Fallible<Config> {
         key: MeshKey(Digest::of(host.as_bytes()).0),
         tags: Vec::new(),
         capabilities: vec![works("wasm-http", true), works("docker", false)],
+        memory: None,
     })
 }
 
@@ -168,8 +170,12 @@ pub(crate) async fn register_in(
             env: BTreeMap::new(),
             stop_timeout_ms: 1000,
             healthy_within_ms: 1000,
+            image: None,
+            secrets: BTreeMap::new(),
+            egress: Vec::new(),
         },
         secrets: Vec::new(),
+        placement: Placement::default(),
     };
     append(log, apps, app, published.into()).await?;
     Ok(app)
@@ -212,6 +218,7 @@ pub(crate) async fn reports(log: &dyn EventLog, host: &HostName, of: InstanceRef
         app_ula: AppUla::derive(of.app),
         instance_ula: InstanceUla::derive(of.app, of.instance),
         key: key_of(of),
+        secrets: BTreeMap::new(),
     };
     append(log, segment.clone(), of.app, AppStarting { of }.into()).await?;
     append(log, segment.clone(), of.app, started.into()).await?;

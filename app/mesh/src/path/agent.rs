@@ -8,6 +8,7 @@
 
 mod choice;
 mod look;
+mod watch;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -29,15 +30,8 @@ const TRUST: Duration = Duration::from_secs(30);
 /// A path on which nothing came for this long (the state that a NAT keeps may be gone) has a relay's
 /// company until something comes.
 const STALE: Duration = Duration::from_secs(20);
-/// The path in use is asked this often, and when nothing came back for so long.
-const HEARTBEAT: Duration = Duration::from_secs(5);
+/// A path on which nothing came for this long may be left for another that something comes on.
 const SILENT: Duration = Duration::from_secs(1);
-/// An unanswered ping is repeated after this long, or two round trips, at most after the maximum.
-const RETRY: Duration = Duration::from_millis(300);
-const RETRY_MAX: Duration = Duration::from_secs(2);
-/// So many pings without answer make a path lost: fewer if nothing else comes on it either.
-const LOST_SILENT: u32 = 3;
-const LOST_HEARD: u32 = 8;
 /// A path that data was seen on is asked this often at most.
 const CURIOUS: Duration = Duration::from_millis(500);
 /// When all addresses are pinged in one round; pings of both sides must cross to open both NATs.
@@ -104,6 +98,8 @@ pub(crate) struct Agent {
     traffic: Option<Instant>,
     /// Since when data is out on the current path that nothing came back for.
     unanswered: Option<Instant>,
+    /// Since when the peer's data comes on a relay instead, though nothing comes on the current path.
+    passed_by: Option<Instant>,
     round: Option<Round>,
     next_round: Option<Instant>,
     failures: u32,
@@ -145,6 +141,7 @@ impl Agent {
             theirs_hard: false,
             traffic: None,
             unanswered: None,
+            passed_by: None,
             round: None,
             next_round: None,
             failures: 0,
@@ -227,7 +224,7 @@ impl Agent {
                 second: None,
             };
         };
-        let second = if self.is_sure(current, now) {
+        let second = if self.is_sure(current, now) && !self.is_suspect(now) {
             None
         } else {
             self.relay(&self.around.side(), now)
@@ -258,15 +255,19 @@ impl Agent {
             self.next_round = None;
         }
         self.traffic = Some(now);
-        self.unanswered.get_or_insert(now);
         woke
+    }
+
+    /// Notes that what is sent wants an answer.
+    pub(crate) fn expects(&mut self, now: Instant) {
+        self.unanswered.get_or_insert(now);
     }
 
     /// Notes that authentic data, not a replay, came on `path`.
     pub(crate) fn heard(&mut self, path: Path, proof: Proof, wishes: &mut Wishes, now: Instant) {
         self.traffic = Some(now);
         if self.current == Some(path) {
-            self.unanswered = None;
+            self.trust();
         }
         let Some(known) = self.meet(path) else {
             return;
@@ -303,6 +304,7 @@ impl Agent {
             if is_left && is_no_worse && self.is_fit(path, now) {
                 self.adopt(path);
             }
+            self.note_passed_by(path, now);
             return;
         }
         let silent = self.unanswered.is_some_and(|since| now >= since + SILENT);
@@ -356,7 +358,7 @@ impl Agent {
         {
             // We are not connected to it any more; there is no reason to ask it.
             self.current = None;
-            self.unanswered = None;
+            self.trust();
             self.choose(now);
         }
         self.watch(&side, wishes, now);
@@ -377,63 +379,6 @@ impl Agent {
         };
         let birthday = self.birthday.as_ref().map(Birthday::poll_at);
         earliest([self.watch_at(&side, now), search, birthday])
-    }
-
-    /// Pings the path in use when it is time, and gives it up when it is lost.
-    fn watch(&mut self, side: &Arc<Side>, wishes: &mut Wishes, now: Instant) {
-        let Some(due) = self.watch_at(side, now).filter(|due| now >= *due) else {
-            return;
-        };
-        let silent = self.unanswered.is_some_and(|since| now >= since + SILENT);
-        let most = if silent { LOST_SILENT } else { LOST_HEARD };
-        let (speaks, Some(current)) = (self.speaks, self.current) else {
-            return;
-        };
-        let Some(known) = self.known_mut(current) else {
-            return;
-        };
-        if speaks && known.lost >= most {
-            tracing::debug!(?current, ?due, "path lost");
-            known.distrust(now);
-            self.unanswered = None;
-            self.choose(now);
-            if self.current == Some(current)
-                && let Some(relay) = self.relay(side, now)
-            {
-                // Not proven, but a relay is there to lead where nothing else does.
-                self.adopt(relay);
-            }
-            // The peer may be somewhere else, or we may.
-            self.failures = 0;
-            self.next_round = None;
-            self.around.wanted.notify_one();
-            self.release(wishes, now);
-        } else {
-            self.ask(current, wishes, now);
-        }
-    }
-
-    fn watch_at(&self, side: &Side, now: Instant) -> Option<Instant> {
-        let current = self.current?;
-        let known = self.known(current)?;
-        let has_other = self.paths.iter().any(|other| other.path != current)
-            || side
-                .relays
-                .iter()
-                .any(|n| current != Path::Relayed(*n, self.tag));
-        let is_mute = !self.speaks && known.lost >= LOST_SILENT;
-        if !has_other || is_mute {
-            return None;
-        }
-        let heartbeat = known.proven.map_or(now, |proven| proven + HEARTBEAT);
-        let silent = self.unanswered.map(|since| since + SILENT);
-        let stale = known.heard.map(|heard| heard + STALE);
-        let due = earliest([Some(heartbeat), silent, stale])?;
-        let retry = match known.rtt {
-            Some(rtt) => (rtt * 2).max(RETRY).min(RETRY_MAX),
-            None => RETRY,
-        };
-        Some(known.pinged.map_or(due, |pinged| due.max(pinged + retry)))
     }
 
     /// Whether the path in use leaves something to be wished for.
@@ -599,7 +544,7 @@ impl Agent {
         };
         if known.answer(id, now) {
             if self.current == Some(path) {
-                self.unanswered = None;
+                self.trust();
             }
             self.choose(now);
         } else if is_stray {

@@ -5,7 +5,7 @@
 //! nobody does.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use smoltcp::time::{Duration, Instant};
 
@@ -146,6 +146,26 @@ impl Discovery {
         server.next = None;
         server.seen = Some((seen, now));
         true
+    }
+
+    /// The NAT that is to be asked over UPnP for a port that leads to the second, if one is. What came of it is
+    /// said to [`Self::answered`].
+    pub(crate) fn take_upnp(&mut self) -> Option<(Ipv4Addr, SocketAddrV4)> {
+        let portmap = self.portmap.as_mut()?;
+        portmap.takes_upnp().then(|| portmap.ends())
+    }
+
+    /// What the NAT gave over UPnP, between these ends.
+    pub(crate) fn answered(
+        &mut self,
+        ends: (Ipv4Addr, SocketAddrV4),
+        external: Option<SocketAddr>,
+        now: Instant,
+    ) {
+        let portmap = self.portmap.as_mut();
+        if let Some(portmap) = portmap.filter(|portmap| portmap.ends() == ends) {
+            portmap.answered(external, now);
+        }
     }
 
     /// Puts what is known into our side.

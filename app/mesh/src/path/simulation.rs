@@ -339,6 +339,7 @@ impl World {
                 continue;
             }
             this.agent.sent(now);
+            this.agent.expects(now);
             let route = this.agent.route(now);
             let number = this.sent;
             this.sent += 1;

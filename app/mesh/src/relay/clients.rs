@@ -2,17 +2,19 @@
 //! was last heard on is used.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
-use tabbify_types::MeshKey;
+use tabbify_api::mesh::PeerRecord;
+use tabbify_types::{MeshKey, Tenant};
 use tokio::time::Instant;
 
 use super::bucket::Bucket;
 use super::frame::Token;
 use super::queue::Queue;
 use super::server::RelayLimits;
+use crate::doubt::Concern;
 use crate::path::Tag;
 use crate::underlay::Socket;
 
@@ -27,6 +29,14 @@ pub(super) struct Client {
     pub(super) token: Token,
     bucket: Mutex<Bucket>,
     ways: Mutex<Ways>,
+    standing: Mutex<Standing>,
+}
+
+/// What says which changes concern a peer; nothing before it was told.
+#[derive(Debug, Default)]
+struct Standing {
+    addresses: Option<Vec<Ipv6Addr>>,
+    rules_of: Vec<Tenant>,
 }
 
 #[derive(Debug, Default)]
@@ -73,6 +83,18 @@ impl Client {
             (Some((socket, to, _)), None) => Some(Way::Udp(Arc::clone(socket), *to)),
             (None, None) => None,
         }
+    }
+
+    /// Takes what the platform says of the peer.
+    pub(super) fn stands(&self, record: &PeerRecord) {
+        *self.standing() = Standing {
+            addresses: Some(record.addresses.clone()),
+            rules_of: record.rules_of.clone(),
+        };
+    }
+
+    fn standing(&self) -> MutexGuard<'_, Standing> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn heard_on_udp(&self, now: Instant) {
@@ -163,6 +185,7 @@ impl Clients {
             token: tabbify_process::random(),
             bucket: Mutex::new(Bucket::new(rate, burst, now)),
             ways: Mutex::default(),
+            standing: Mutex::default(),
         });
         tags.insert(tag, Arc::clone(&client));
         Ok(client)
@@ -218,10 +241,25 @@ impl Clients {
         }
     }
 
-    /// Who is registered now.
-    pub(super) fn keys(&self) -> Vec<MeshKey> {
+    /// Who is registered with this key.
+    pub(super) fn by_key(&self, key: MeshKey) -> Option<Arc<Client>> {
+        let client = self.by_tag(Tag::of(key));
+        client.filter(|client| client.key == key)
+    }
+
+    /// Who is registered now, of those that this is about.
+    pub(super) fn keys(&self, is_meant: impl Fn(Concern<'_>) -> bool) -> Vec<MeshKey> {
         let tags = self.tags.read().unwrap_or_else(PoisonError::into_inner);
-        tags.values().map(|client| client.key).collect()
+        let is_meant = |client: &&Arc<Client>| {
+            let standing = client.standing();
+            is_meant(Concern {
+                key: client.key,
+                addresses: standing.addresses.as_deref(),
+                rules_of: &standing.rules_of,
+            })
+        };
+        let meant = tags.values().filter(is_meant);
+        meant.map(|client| client.key).collect()
     }
 
     /// Forgets a peer that may not use the relay any more, whatever it is reached over; whether it was there.
@@ -337,7 +375,7 @@ mod tests {
         assert_eq!(queue.pop().await, None, "its connection ends");
         assert!(clients.by_tag(Tag::of(key(1))).is_none());
         assert!(clients.by_place(at(1), client.token).is_none());
-        assert_eq!(clients.keys(), [key(2)]);
+        assert_eq!(clients.keys(|_| true), [key(2)]);
         // The end of its connection changes nothing for whoever comes after it.
         clients.register_udp(key(1), &socket, at(1), now).unwrap();
         clients.leave_tls(&client, &queue);

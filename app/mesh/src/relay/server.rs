@@ -4,22 +4,21 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use futures_util::{StreamExt as _, stream};
-use tabbify_api::mesh::{Changed, Changes, ResolveError, Resolver};
+use tabbify_api::mesh::{Changed, Changes, PeerRecord, ResolveError, Resolver};
 use tabbify_process::{Importance, Tasks};
 use tabbify_types::MeshKey;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_rustls::rustls::ServerConfig;
 
-use super::clients::{Clients, Refusal};
+use super::clients::{Client, Clients, Refusal};
 use super::stats::{Counters, RelayStats, count};
 use super::{tls, udp};
 use crate::PrivateKey;
-use crate::review::told;
+use crate::doubt::{Asked, Concern, Doubts};
+use crate::review::{Judged, Reviews, told};
 use crate::underlay::Socket;
 
 /// LIMIT: peers that are looked up at once, and for how long each.
@@ -80,33 +79,48 @@ pub(super) struct Shared {
     pub(super) connections: Arc<Semaphore>,
     resolver: Arc<dyn Resolver>,
     lookups: Arc<Semaphore>,
-    /// Counts what changed of what was answered.
-    doubts: AtomicU64,
+    /// What changed of what was answered.
+    doubts: Doubts,
+    /// Who is to be looked up again for it.
+    reviews: Reviews,
+}
+
+/// A peer that was looked up, and when.
+#[derive(Debug)]
+pub(super) struct LookedUp {
+    record: PeerRecord,
+    asked: Asked,
 }
 
 impl Shared {
-    /// Whether this key may use the relay: whoever the mesh knows may. If so, what was known of changes then:
-    /// see [`Self::is_overtaken`].
-    pub(super) async fn is_known(&self, key: MeshKey) -> Option<u64> {
+    /// Whether this key may use the relay: whoever the mesh knows may. What was found, if so: see
+    /// [`Self::is_overtaken`].
+    pub(super) async fn look_up(&self, key: MeshKey) -> Option<LookedUp> {
         let Ok(_permit) = self.lookups.try_acquire() else {
             count(&self.counters.refused_limit);
             return None;
         };
-        let doubts = self.doubts.load(Ordering::Acquire);
+        let asked = self.doubts.ask();
         let record = tokio::time::timeout(LOOKUP_TIMEOUT, self.resolver.by_key(key)).await;
-        let is_known = matches!(&record, Ok(Ok(record)) if record.key == key);
-        if !is_known {
-            tracing::debug!(peer = %key, ?record, "peer refused by the relay");
-            count(&self.counters.refused_key);
+        match record {
+            Ok(Ok(record)) if record.key == key => Some(LookedUp { record, asked }),
+            refusal => {
+                tracing::debug!(peer = %key, ?refusal, "peer refused by the relay");
+                count(&self.counters.refused_key);
+                None
+            }
         }
-        is_known.then_some(doubts)
     }
 
     /// Whether something has changed since a peer that is registered now was looked up: then it may have
     /// been removed before it was there, and must begin again.
-    pub(super) fn is_overtaken(&self, key: MeshKey, doubts: u64) -> bool {
-        let is_overtaken = self.doubts.load(Ordering::Acquire) != doubts;
-        is_overtaken && self.clients.remove(key)
+    pub(super) fn is_overtaken(&self, client: &Client, known: &LookedUp) -> bool {
+        // First: from here on a change finds it by what it is told now.
+        client.stands(&known.record);
+        let is_overtaken = !self
+            .doubts
+            .is_current(known.asked, Concern::of(&known.record));
+        is_overtaken && self.clients.remove(client.key)
     }
 
     /// Takes peers out whose keys are nobody's any more, as the resolver tells it.
@@ -118,25 +132,39 @@ impl Shared {
                 () = stopped.cancelled() => return,
             };
             // First: whoever is being looked up meanwhile begins again.
-            self.doubts.fetch_add(1, Ordering::AcqRel);
+            self.doubts.add(changed.clone());
             match changed {
                 Changed::Gone(key) => self.remove(key),
-                Changed::Everything => {
-                    let judged = stream::iter(self.clients.keys())
-                        .for_each_concurrent(REVIEWS_AT_ONCE, |key| self.judge(key));
-                    tokio::select! {
-                        () = judged => {}
-                        () = stopped.cancelled() => return,
-                    }
+                changed => {
+                    let is_concerned = |peer: Concern<'_>| self.doubts.concerns(&changed, peer);
+                    self.reviews.add(self.clients.keys(is_concerned));
                 }
             }
         }
     }
 
-    async fn judge(&self, key: MeshKey) {
+    async fn judge(&self, key: MeshKey) -> Judged {
+        let Some(client) = self.clients.by_key(key) else {
+            return Judged::Done;
+        };
+        let asked = self.doubts.ask();
         let found = tokio::time::timeout(LOOKUP_TIMEOUT, self.resolver.by_key(key)).await;
-        if let Ok(Err(ResolveError::UnknownKey(_) | ResolveError::NoLease(_))) = found {
-            self.remove(key);
+        match found {
+            Ok(Ok(record)) if record.key == key => {
+                if !self.doubts.is_current(asked, Concern::of(&record)) {
+                    return Judged::Again;
+                }
+                client.stands(&record);
+                Judged::Done
+            }
+            Ok(Err(ResolveError::UnknownKey(_) | ResolveError::NoLease(_)))
+                if self.doubts.is_current(asked, Concern::of_key(key)) =>
+            {
+                self.remove(key);
+                Judged::Done
+            }
+            // Nobody who can be believed takes anything back, or it was overtaken.
+            _ => Judged::Again,
         }
     }
 
@@ -177,11 +205,20 @@ impl Relay {
             counters: Counters::default(),
             resolver,
             lookups: Arc::new(Semaphore::new(LOOKUPS_MAX)),
-            doubts: AtomicU64::new(0),
+            // Whether one of the machines is the relay's own is not known here.
+            doubts: Doubts::new(None),
+            reviews: Reviews::default(),
         });
         if let Some(changes) = shared.resolver.changes() {
             let follows = Arc::clone(&shared).follow(changes);
             tasks.spawn("relay-changes", Importance::Detached, follows);
+            let (reviewed, stop) = (Arc::clone(&shared), tasks.token());
+            tasks.spawn("relay-review", Importance::Detached, async move {
+                let judging = reviewed
+                    .reviews
+                    .run(REVIEWS_AT_ONCE, |key| reviewed.judge(key));
+                let _ = stop.run_until_cancelled(judging).await;
+            });
         }
         let (swept, token) = (Arc::downgrade(&shared), tasks.token());
         tasks.spawn("relay-sweep", Importance::Detached, async move {

@@ -25,7 +25,7 @@ use super::frame::{
 };
 use super::proof::{self, Proofs};
 use super::queue::Queue;
-use super::server::Shared;
+use super::server::{LookedUp, Shared};
 use super::stats::{add, count};
 
 /// LIMIT: from the connection to the proof.
@@ -140,7 +140,7 @@ async fn serve(shared: &Shared, acceptor: &TlsAcceptor, tcp: TcpStream) -> Resul
         Greeted {
             key,
             welcome,
-            doubts,
+            known,
         },
     ) = greeted.map_err(|_| TlsError::Silent)??;
     let queue = Arc::new(Queue::new());
@@ -157,7 +157,7 @@ async fn serve(shared: &Shared, acceptor: &TlsAcceptor, tcp: TcpStream) -> Resul
         client: &client,
         queue: &queue,
     };
-    if shared.is_overtaken(key, doubts) {
+    if shared.is_overtaken(&client, &known) {
         return Err(TlsError::Refused);
     }
     socket.send(WsMessage::binary(welcome)).await?;
@@ -190,8 +190,8 @@ struct Greeted {
     key: MeshKey,
     /// Proves ours.
     welcome: Vec<u8>,
-    /// What was known of changes when it was looked up.
-    doubts: u64,
+    /// What the mesh knows of it, and when that was asked for.
+    known: LookedUp,
 }
 
 /// Challenges the peer.
@@ -224,13 +224,13 @@ where
         count(&shared.counters.refused_proof);
         return Err(TlsError::Proof);
     };
-    let doubts = shared.is_known(key).await.ok_or(TlsError::Refused)?;
+    let known = shared.look_up(key).await.ok_or(TlsError::Refused)?;
     let mac = proofs.by_relay(parts);
     let welcome = Message::Welcome(mac).encode();
     Ok(Greeted {
         key,
         welcome,
-        doubts,
+        known,
     })
 }
 

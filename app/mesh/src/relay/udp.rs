@@ -271,12 +271,12 @@ impl Server {
         let (shared, socket) = (Arc::clone(&self.shared), Arc::clone(&self.socket));
         let (nonce, given, tasks) = (*nonce, *given, shared.tasks.clone());
         tasks.spawn("relay-lookup", Importance::Detached, async move {
-            let Some(doubts) = shared.is_known(key).await else {
+            let Some(known) = shared.look_up(key).await else {
                 return;
             };
             let now = Instant::now();
             match shared.clients.register_udp(key, &socket, from, now) {
-                Ok(_) if shared.is_overtaken(key, doubts) => {}
+                Ok(client) if shared.is_overtaken(&client, &known) => {}
                 Ok(client) => {
                     count(&shared.counters.registered_udp);
                     let token = client.token;

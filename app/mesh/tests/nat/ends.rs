@@ -113,7 +113,7 @@ fn end(
     } else {
         SocketAddr::from((SERVER[0], STUN_PORT))
     };
-    config.ask_nat = extra == Extra::Mapped;
+    config.ask_nat = extra.asks();
     if extra != Extra::FarKnown {
         config.relays = vec![RelayServer {
             key: relay.key(),
@@ -260,7 +260,8 @@ pub(crate) struct Report {
     /// Of all answers until then.
     slowest: Duration,
     changes: u64,
-    more: String,
+    /// What else there is to say.
+    pub(crate) more: String,
 }
 
 impl Report {
@@ -314,12 +315,16 @@ async fn story(
     report.direct = is_direct.then_some(took);
     if extra == Extra::Broken {
         cut(true)?;
+        let before = std::mem::take(&mut talk.slowest);
         let left = talk.until(false, DIRECT_WITHIN).await?;
         talk.expect(false)?;
+        let pause = std::mem::replace(&mut talk.slowest, before);
         cut(false)?;
         let back = talk.until(true, DIRECT_WITHIN).await?;
         talk.expect(true)?;
-        report.more = format!("left after {left:.1?}, back after {back:.1?}");
+        report.more = format!(
+            "left after {left:.2?}, the first answer after {pause:.2?}, back after {back:.1?}"
+        );
     }
     (report.slowest, report.changes) = (talk.slowest, talk.mesh.peers()[0].changes);
     // The connection is the same, and whole.

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
+use crate::hostile::Hostile;
 use crate::place::{Daemon, Place, Unavailable};
 use crate::wire::Weather;
 use crate::{Extra, Fallible};
@@ -48,6 +49,7 @@ pub(crate) struct Lab {
     pub(crate) hosts: [Place; 2],
     router: Place,
     is_v6: bool,
+    hostile: Option<Hostile>,
     _giver: Option<Giver>,
     _gateways: Vec<Place>,
 }
@@ -87,7 +89,11 @@ impl Lab {
             }
         }
         let giver = match (extra, gateways.first()) {
-            (Extra::Mapped, Some(nat)) => Some(give(&router, nat)?),
+            (Extra::Mapped | Extra::Upnp, Some(nat)) => Some(give(&router, nat, extra)?),
+            _ => None,
+        };
+        let hostile = match (extra, gateways.first()) {
+            (Extra::Hostile, Some(nat)) => Some(Hostile::start(nat)?),
             _ => None,
         };
         Ok(Self {
@@ -95,9 +101,15 @@ impl Lab {
             hosts,
             router,
             is_v6: a == Kind::Six,
+            hostile,
             _giver: giver,
             _gateways: gateways,
         })
+    }
+
+    /// The router that means no good, if there is one.
+    pub(crate) const fn hostile(&self) -> Option<&Hostile> {
+        self.hostile.as_ref()
     }
 
     /// Whether there is only IPv6.
@@ -188,8 +200,8 @@ fn gateway(router: &Place, n: u8, kind: Kind, extra: Extra) -> Fallible<Place> {
     Ok(nat)
 }
 
-/// Makes the first side's NAT give ports to who asks.
-fn give(router: &Place, nat: &Place) -> Fallible<Giver> {
+/// Makes the first side's NAT give ports to who asks, in one way.
+fn give(router: &Place, nat: &Place, extra: Extra) -> Fallible<Giver> {
     router.ip("addr add 11.22.33.1/29 dev side1")?;
     nat.ip(&format!("addr add {GIVEN}/29 dev wan"))?;
     nat.nft(
@@ -206,8 +218,12 @@ fn give(router: &Place, nat: &Place) -> Fallible<Giver> {
     )?;
     let files = tempfile::tempdir()?;
     let configuration = files.path().join("miniupnpd.conf");
+    let (pmp, upnp) = match extra {
+        Extra::Upnp => ("no", "yes"),
+        _ => ("yes", "no"),
+    };
     let text = format!(
-        "ext_ifname=wan\nlistening_ip=lan1\next_ip={GIVEN}\nenable_natpmp=yes\nenable_upnp=no\n\
+        "ext_ifname=wan\nlistening_ip=lan1\next_ip={GIVEN}\nenable_natpmp={pmp}\nenable_upnp={upnp}\n\
          min_lifetime=120\nmax_lifetime=86400\nuuid=00000000-0000-0000-0000-000000000001\n\
          upnp_forward_chain=given\nupnp_nat_chain=pre_given\nupnp_nat_postrouting_chain=post_given\n\
          allow 1024-65535 192.168.1.0/24 1024-65535\ndeny 0-65535 0.0.0.0/0 0-65535\n"

@@ -10,6 +10,7 @@
 )]
 
 mod ends;
+mod hostile;
 mod lab;
 mod place;
 #[path = "../common/roster.rs"]
@@ -71,11 +72,24 @@ enum Extra {
     FarKnown,
     /// The first's NAT gives a port when it is asked (PCP).
     Mapped,
+    /// The same, if it is asked over UPnP.
+    Upnp,
+    /// The first's NAT gives none, and means no good.
+    Hostile,
 }
 
 impl Extra {
     const fn is_far(self) -> bool {
         matches!(self, Self::Far | Self::FarKnown)
+    }
+
+    /// Whether the NAT is asked for a port.
+    const fn asks(self) -> bool {
+        self.is_mapped() || matches!(self, Self::Hostile)
+    }
+
+    const fn is_mapped(self) -> bool {
+        matches!(self, Self::Mapped | Self::Upnp)
     }
 }
 
@@ -97,7 +111,7 @@ impl Case {
     fn is_direct(self) -> bool {
         let blocked = self.a == Kind::Blocked || self.b == Kind::Blocked;
         let both = self.a == Kind::Symmetric && self.b == Kind::Symmetric;
-        let hopeless = both && self.extra != Extra::Mapped;
+        let hopeless = both && !self.extra.is_mapped();
         !blocked && !hopeless
     }
 }
@@ -126,9 +140,10 @@ fn cases() -> Vec<Case> {
     for extra in [Extra::Far, Extra::FarKnown] {
         cases.push(Case { extra, ..open });
     }
-    let extra = Extra::Mapped;
     let hopeless = Case::pair(Kind::Symmetric, Kind::Symmetric);
-    cases.push(Case { extra, ..hopeless });
+    for extra in [Extra::Mapped, Extra::Upnp, Extra::Hostile] {
+        cases.push(Case { extra, ..hopeless });
+    }
     cases
 }
 
@@ -140,7 +155,10 @@ fn run(case: Case) -> Fallible<String> {
         }
         Err(error) => return Err(error),
     };
-    let report = ends::run(&lab, case.is_direct(), case.extra)?;
+    let mut report = ends::run(&lab, case.is_direct(), case.extra)?;
+    if let Some(hostile) = lab.hostile() {
+        report.more = hostile.check()?;
+    }
     Ok(report.row(&case.name()))
 }
 

@@ -23,11 +23,11 @@ fn of(numbers: std::ops::RangeInclusive<u32>) -> Replicas {
 
 /// Chooses `n` times and keeps every request under way; how many each instance has then.
 fn chosen(state: &mut State, replicas: &Replicas, n: usize) -> Vec<usize> {
-    let mut loads = Vec::new();
+    let (mut loads, all) = (Vec::new(), Outstanding::default());
     let now = Instant::now();
     for _ in 0..n {
         let at = state.choose(app(), replicas, now);
-        loads.push(Load::on(&state.shelf(app(), at).outstanding));
+        loads.push(Load::on(&state.shelf(app(), at).outstanding, &all));
     }
     let shelves = state.apps.get(&app()).map_or(&[][..], Vec::as_slice);
     let mut counts: Vec<(At, usize)> = shelves.iter().map(|it| (it.at, it.outstanding())).collect();
@@ -86,8 +86,9 @@ async fn who_fails_is_left_out_for_a_while() {
     fail(&mut state, 1);
     fail(&mut state, 1);
     tokio::time::advance(SHUN_FIRST * 2).await;
+    let all = Outstanding::default();
     let _busy: Vec<Load> = (0..9)
-        .map(|_| Load::on(&state.shelf(app(), Some(InstanceId(2))).outstanding))
+        .map(|_| Load::on(&state.shelf(app(), Some(InstanceId(2))).outstanding, &all))
         .collect();
     let mut tried = (0..50).filter(|_| state.choose(app(), &two, Instant::now()) == one);
     assert_eq!(tried.by_ref().count(), 1);

@@ -69,6 +69,7 @@ pub(crate) async fn commit(
             .values()
             .map(|secret| secret.name.clone())
             .collect(),
+        placement: resolved.placement(),
     };
     let view = publish(call, &known, release, bytes.into()).await?;
     Ok(answer::json(StatusCode::OK, &view))

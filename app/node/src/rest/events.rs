@@ -1,7 +1,6 @@
 //! What has happened in the caller's tenant: its events, history first, then live if wanted.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tabbify_api::auth::scope;
 use tabbify_api::log::{Delivery, Filter, Subscribe};
@@ -10,12 +9,9 @@ use tabbify_types::{Position, Recorded, SegmentGlob, Tenant};
 use tokio::time::timeout;
 
 use super::Call;
-use super::ndjson::{self, Line, Source};
+use super::ndjson::{self, Line, QUIET_MAX, Source};
 use crate::answer::{Answer, BodyError};
 use crate::error::Refusal;
-
-/// A line comes at least this often, so that a caller notices a dead connection.
-const QUIET_MAX: Duration = Duration::from_secs(15);
 
 /// `GET /v1/events?after=&segment=&type=&key=&follow=`.
 pub(crate) fn read(call: Call<'_>) -> Result<Answer, Refusal> {
@@ -53,6 +49,7 @@ struct Events {
 
 impl Source for Events {
     type Item = Arc<Recorded>;
+    type Error = BodyError;
 
     async fn next(&mut self) -> Result<Option<Line<Arc<Recorded>>>, BodyError> {
         loop {

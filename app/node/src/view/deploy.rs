@@ -106,8 +106,13 @@ impl Deploy {
             FailureReason::Artifact
             | FailureReason::NotAComponent
             | FailureReason::WrongWorld
-            | FailureReason::Spawn => Stage::Started,
-            FailureReason::Unhealthy | FailureReason::Exited => Stage::Healthy,
+            | FailureReason::Spawn
+            | FailureReason::Image
+            | FailureReason::Runtime
+            | FailureReason::Secret => Stage::Started,
+            FailureReason::Unhealthy | FailureReason::Exited | FailureReason::Memory => {
+                Stage::Healthy
+            }
         };
         self.step(stage, StepStatus::Failed, at);
         let (code, title) = reason(event.reason);
@@ -179,5 +184,9 @@ const fn reason(reason: FailureReason) -> (&'static str, &'static str) {
         FailureReason::Unhealthy => ("unhealthy", "The app did not answer in time"),
         FailureReason::Exited => ("exited", "The app ended"),
         FailureReason::Spawn => ("spawn", "The app could not be started"),
+        FailureReason::Image => ("image", "The image cannot be run"),
+        FailureReason::Runtime => ("runtime", "The machine cannot run it"),
+        FailureReason::Secret => ("secret", "A secret that it needs cannot be had"),
+        FailureReason::Memory => ("memory", "The app used more memory than it may"),
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use tabbify_api::machines::{MachineState, MachineView, tenant_of};
 use tabbify_types::event::v1::{Capability, PeerJoined};
-use tabbify_types::{Event, HostName, Segment, Timestamp};
+use tabbify_types::{Event, HostName, HostUla, Segment, Timestamp};
 
 /// See the module. What was said of a machine that is no member any more is forgotten.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,6 +77,11 @@ impl Machines {
         }
     }
 
+    /// Where a machine is in the mesh, if it is a member.
+    pub(crate) fn address(&self, host: &HostName) -> Option<HostUla> {
+        self.0.get(host).map(|machine| machine.joined.address)
+    }
+
     /// All of them, by name.
     pub(crate) fn views(&self) -> impl Iterator<Item = MachineView> {
         self.0.values().map(Machine::view)
@@ -131,6 +136,7 @@ mod tests {
                 works: true,
                 detail: String::new(),
             }],
+            memory: None,
         });
         let lost = Event::from(SupervisorLost { host: host.clone() });
         let draining = Event::from(SupervisorDrainRequested {

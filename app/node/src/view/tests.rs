@@ -6,7 +6,7 @@ use tabbify_api::apps::{OperationStatus, StepStatus};
 use tabbify_types::event::v1::{
     AppFailed, AppHealthy, AppPlaced, AppRegistered, AppStarted, AppStarting, AppStopRequested,
     AppStopped, DeployFinished, DeployOutcome, DeployRequested, DeploySuperseded, FailureReason,
-    RunConfig, RuntimeKind, TrafficShifted, VersionReserved,
+    Placement, RunConfig, RuntimeKind, TrafficShifted, VersionReserved,
 };
 use tabbify_types::{
     ByteSize, Digest, Epoch, EventId, InstanceUla, MeshKey, Position, Segment, SlotId,
@@ -43,6 +43,9 @@ fn run() -> RunConfig {
         env: BTreeMap::new(),
         stop_timeout_ms: 1,
         healthy_within_ms: 1,
+        image: None,
+        secrets: BTreeMap::new(),
+        egress: Vec::new(),
     }
 }
 
@@ -99,6 +102,7 @@ impl History {
             access,
             run: run(),
             secrets: Vec::new(),
+            placement: Placement::default(),
         };
         self.add("main", app, event)
     }
@@ -142,6 +146,7 @@ impl History {
             app_ula: AppUla::derive(app),
             instance_ula: InstanceUla::derive(app, of.instance),
             key: MeshKey([1; 32]),
+            secrets: BTreeMap::new(),
         };
         self.add("main", app, started);
         self.add("main", app, AppHealthy { of });

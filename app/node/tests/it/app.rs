@@ -15,7 +15,7 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tabbify_api::BoxFuture;
 use tabbify_process::{Importance, Tasks};
-use tokio::net::TcpListener;
+use tokio::net::TcpSocket;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) type Body = UnsyncBoxBody<Bytes, anyhow::Error>;
@@ -29,6 +29,16 @@ pub(crate) struct App {
     connections: Arc<AtomicUsize>,
     requests: Arc<AtomicUsize>,
     dead: CancellationToken,
+    /// Holds the port without listening, so that nobody else gets it once the app is dead.
+    _port: Arc<TcpSocket>,
+}
+
+/// A socket on this address that others of ours may share.
+fn bound(address: SocketAddr) -> Result<TcpSocket> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseport(true)?;
+    socket.bind(address)?;
+    Ok(socket)
 }
 
 impl App {
@@ -48,15 +58,22 @@ impl App {
     }
 
     /// Serves `handler`.
+    #[expect(
+        clippy::unused_async,
+        reason = "its listener needs a runtime: so it cannot be called without one"
+    )]
     pub(crate) async fn start<F, R>(tasks: &Tasks, handler: F) -> Result<Self>
     where
         F: Fn(Request<Incoming>) -> R + Send + Sync + 'static,
         R: Future<Output = Response<Body>> + Send + 'static,
     {
         let handler: Handler = Arc::new(move |request| Box::pin(handler(request)));
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let port = bound(SocketAddr::from(([127, 0, 0, 1], 0)))?;
+        let address = port.local_addr()?;
+        let listener = bound(address)?.listen(1024)?;
         let app = Self {
-            address: listener.local_addr()?,
+            address,
+            _port: Arc::new(port),
             connections: Arc::default(),
             requests: Arc::default(),
             dead: CancellationToken::new(),

@@ -18,9 +18,12 @@ use tabbify_api::auth::{
 };
 use tabbify_api::log::{Append, EventLog, Line, LogAccess, LogScope};
 use tabbify_api::logs::{AppLogs, LogLine, LogQuery, LogReader, LogsError};
+use tabbify_api::secrets;
+use tabbify_gateway::{MasterKey, RemoteVault, Service, Vault};
 use tabbify_log::{Log, Options};
 use tabbify_node::{Config, Deps, Dial, DialError, PoolWatch, Server, Stream};
-use tabbify_process::{Importance, SystemClock, Tasks};
+use tabbify_process::connect::UnixSocket;
+use tabbify_process::{Importance, SystemClock, Tasks, unix};
 use tabbify_types::event::v1::TrafficShifted;
 use tabbify_types::{
     APP_PORT, AppId, AppUla, DeployId, Digest, Event, InstanceId, InstanceUla, MeshKey, NewEvent,
@@ -279,6 +282,10 @@ impl AppLogs for ThreeLines {
 }
 
 impl LogReader for Lines {
+    fn found(&self) -> usize {
+        self.left.len()
+    }
+
     fn next(&mut self) -> BoxFuture<'_, Result<Option<LogLine>, LogsError>> {
         Box::pin(async {
             match self.left.pop() {
@@ -323,6 +330,31 @@ impl LogAccess for Wire {
             read: vec![SegmentGlob::all()],
         })
     }
+}
+
+/// The vault behind a socket, as the node has it in life.
+async fn vault(
+    dir: &Path,
+    log: &Arc<Log>,
+    words: &Arc<Words>,
+    wire: &Arc<Wire>,
+    tasks: &Tasks,
+) -> Result<Arc<dyn secrets::Vault>> {
+    let deps = tabbify_gateway::Deps {
+        log: log.client(Vault::log_scope()),
+        writers: Arc::clone(wire) as Arc<dyn LogAccess>,
+        tokens: Arc::clone(words) as Arc<dyn Revocations>,
+        master: MasterKey::load_or_create(&dir.join("master.key"))?,
+        clock: Arc::new(SystemClock),
+        tasks: tasks.clone(),
+    };
+    let vault = Vault::open(&dir.join("vault"), None, deps).await?;
+    let name = "vault.sock".to_owned();
+    let serving = Service::new(vault, tasks).serve_unix(unix::bind(dir, &name)?);
+    tasks.spawn("vault", Importance::Detached, serving);
+    let directory = dir.to_owned();
+    let socket = Arc::new(UnixSocket { directory, name });
+    Ok(Arc::new(RemoteVault::new(socket, tasks)))
 }
 
 /// One node and everything around it.
@@ -381,6 +413,7 @@ impl Platform {
             log_is: Mutex::new(log_is),
         });
         wire.lay(&events, log_is);
+        let vault = vault(dir.path(), &log, &words, &wire, &tasks).await?;
         let deps = Deps {
             log: Arc::clone(&wire.line) as Arc<dyn EventLog>,
             writers: Arc::clone(&wire) as Arc<dyn LogAccess>,
@@ -388,6 +421,8 @@ impl Platform {
             tokens: Arc::clone(&words) as Arc<dyn Revocations>,
             dial: Arc::clone(&mesh) as Arc<dyn Dial>,
             store: Arc::clone(&store),
+            host: "local".parse()?,
+            vault,
             logs: Arc::new(ThreeLines),
             clock: Arc::new(SystemClock),
             tasks: tasks.clone(),
@@ -548,6 +583,18 @@ impl Platform {
         let address = InstanceUla::derive(app, InstanceId(instance)).addr();
         let leads = at.map_or(Leads::Astray, |at| Leads::To(at.address));
         lock(&self.mesh.0).insert(address, leads);
+    }
+
+    /// The same for an address of TCP, whatever is there.
+    pub(crate) fn instance_leads_at(&self, app: AppId, instance: u32, at: SocketAddr) {
+        let address = InstanceUla::derive(app, InstanceId(instance)).addr();
+        lock(&self.mesh.0).insert(address, Leads::To(at));
+    }
+
+    /// New connections to `app` end at this address, whatever is there.
+    pub(crate) fn leads_at(&self, app: AppId, at: SocketAddr) {
+        let address = AppUla::derive(app).addr();
+        lock(&self.mesh.0).insert(address, Leads::To(at));
     }
 
     /// A registered app with a published version that `at` serves.

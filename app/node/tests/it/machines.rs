@@ -41,6 +41,7 @@ async fn who_sees_which_machines() -> Result<()> {
     let ready = SupervisorJoined {
         host: host.clone(),
         capabilities,
+        memory: None,
     };
     platform
         .append_at(&supervisors, "box2", ready.into())

@@ -14,3 +14,4 @@ mod revoked;
 mod secrets;
 mod streaming;
 mod upload;
+mod vault;

@@ -11,7 +11,9 @@ use futures_util::stream;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::{Frame, Incoming};
+use tabbify_process::Importance;
 use tabbify_types::AppId;
+use tokio::io::AsyncReadExt as _;
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 
@@ -142,7 +144,7 @@ async fn one_dies_and_nothing_fails_beyond_what_it_had() -> Result<()> {
 #[tokio::test]
 async fn one_that_is_silent_costs_one_request_some_time() -> Result<()> {
     let platform = Platform::start_with(|config| {
-        config.timeouts.elsewhere = Duration::from_millis(100);
+        config.timeouts.elsewhere = Duration::from_secs(1);
     })
     .await?;
     let one = App::start(&platform.tasks, quick).await?;
@@ -171,7 +173,7 @@ async fn one_that_is_silent_costs_one_request_some_time() -> Result<()> {
     let mut client = platform.client().await?;
     let waiting = client.send(request(Method::GET, "/")?);
     ensure!(
-        tokio::time::timeout(Duration::from_millis(300), waiting)
+        tokio::time::timeout(Duration::from_millis(1_500), waiting)
             .await
             .is_err(),
         "it is not given up after the time that is meant for several"
@@ -275,6 +277,89 @@ async fn an_instance_that_has_gone_is_found_by_the_address_of_its_app() -> Resul
     ask(&platform, Method::GET, 20).await?;
     ensure!(two.requests() == 20 && platform.pool.stats().elsewhere >= 1);
     Ok(())
+}
+
+/// It lets connections in and closes each as soon as a request has come: as one that is about to end.
+async fn leaving(platform: &Platform) -> Result<std::net::SocketAddr> {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    platform
+        .tasks
+        .spawn("leaving", Importance::Detached, async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let _ = stream.read(&mut [0; 1024]).await;
+            }
+        });
+    Ok(address)
+}
+
+/// What was not answered and may be asked twice is asked elsewhere, once; what may not is the caller's to ask
+/// again.
+#[tokio::test]
+async fn an_instance_that_goes_under_a_request_costs_nobody() -> Result<()> {
+    let platform = Platform::start().await?;
+    let stays = App::start(&platform.tasks, quick).await?;
+    let id = serving(&platform, &[&stays]).await?;
+    platform.instance_leads_at(id, 2, leaving(&platform).await?);
+    platform.shift_to(id, 1, &[1, 2]).await?;
+    // Until it is tried, which is a matter of chance; and after that, whoever else meets it.
+    soon("the one that leaves is met", async {
+        while platform.pool.stats().elsewhere == 0 {
+            ask(&platform, Method::GET, 1).await?;
+        }
+        Ok::<_, anyhow::Error>(())
+    })
+    .await??;
+    try_join_all((0..8).map(|_| ask(&platform, Method::GET, 50))).await?;
+
+    // It is the only one that is known: whom the app's address leads to is asked.
+    platform.shift_to(id, 1, &[2]).await?;
+    ask(&platform, Method::GET, 1).await?;
+    let before = stays.requests();
+    let mut client = platform.client().await?;
+    let refused = client.send(request(Method::POST, "/")?).await?;
+    ensure!(refused.status() == StatusCode::BAD_GATEWAY, "{refused:?}");
+    ensure!(stays.requests() == before, "it may have been done");
+
+    // Once: with nobody else there it is an error, and no loop.
+    platform.leads_at(id, leaving(&platform).await?);
+    let before = platform.pool.stats().elsewhere;
+    let mut client = platform.client().await?;
+    let refused = client.send(request(Method::GET, "/")?).await?;
+    ensure!(refused.status() == StatusCode::BAD_GATEWAY, "{refused:?}");
+    ensure!(platform.pool.stats().elsewhere == before + 1);
+    Ok(())
+}
+
+/// What is under way counts also after its instance has left.
+#[tokio::test]
+async fn what_is_under_way_counts_to_its_end() -> Result<()> {
+    let platform = Platform::start().await?;
+    let (begun, end) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (said, told) = (Arc::clone(&begun), Arc::clone(&end));
+    let old = App::start(&platform.tasks, move |_| {
+        let (said, told) = (Arc::clone(&said), Arc::clone(&told));
+        async move { slowly(said, told) }
+    })
+    .await?;
+    let new = App::start(&platform.tasks, quick).await?;
+    let id = serving(&platform, &[&old]).await?;
+    platform.instance_leads_to(id, 2, Some(&new));
+    let mut client = platform.client().await?;
+    let answer = client.send(request(Method::GET, "/")?).await?;
+    soon("the stream has begun", begun.notified()).await?;
+    platform.shift_to(id, 1, &[2]).await?;
+    ensure!(
+        platform.pool.stats().outstanding == 1,
+        "{:?}",
+        platform.pool.stats()
+    );
+    end.notify_one();
+    soon("the stream's end", answer.into_body().collect()).await??;
+    until("nothing is under way", async || {
+        platform.pool.stats().outstanding == 0
+    })
+    .await
 }
 
 /// A client that goes away gives its place on the instance back.

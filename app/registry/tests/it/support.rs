@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{Ipv6Addr, SocketAddrV6};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,13 +12,13 @@ use http_body_util::Full;
 use object_store::local::LocalFileSystem;
 use tabbify_api::BoxFuture;
 use tabbify_api::artifact::{ARTIFACTS_PORT, file_key};
-use tabbify_api::mesh::{PeerRecord, ResolveError, Resolver};
+use tabbify_api::mesh::{PeerRecord, Resolver, Roster};
 use tabbify_http::{Accept, Again, Client, Origin};
 use tabbify_mesh::{Config, Listener, Mesh, PrivateKey};
 use tabbify_process::connect::{Connect, Stream};
 use tabbify_process::{Importance, Tasks};
 use tabbify_registry::{Limits, Service};
-use tabbify_types::{AppId, HostUla, MeshKey, VersionNumber};
+use tabbify_types::{AppId, HostUla, VersionNumber};
 use tokio::sync::Mutex;
 
 pub(crate) type Fallible<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
@@ -41,33 +41,10 @@ pub(crate) async fn eventually(is_so: impl Fn() -> bool) -> Fallible<()> {
     .await
 }
 
-/// Everybody who is there.
-#[derive(Debug, Default)]
-struct Book(RwLock<Vec<PeerRecord>>);
-
-impl Book {
-    fn find(&self, is: impl Fn(&PeerRecord) -> bool) -> Option<PeerRecord> {
-        let all = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        all.iter().find(|peer| is(peer)).cloned()
-    }
-}
-
-impl Resolver for Book {
-    fn by_address(&self, address: Ipv6Addr) -> BoxFuture<'_, Result<PeerRecord, ResolveError>> {
-        let found = self.find(|peer| peer.addresses.contains(&address));
-        Box::pin(async move { found.ok_or(ResolveError::NoLease(address)) })
-    }
-
-    fn by_key(&self, key: MeshKey) -> BoxFuture<'_, Result<PeerRecord, ResolveError>> {
-        let found = self.find(|peer| peer.key == key);
-        Box::pin(async move { found.ok_or(ResolveError::UnknownKey(key)) })
-    }
-}
-
 /// A machine that serves the artifacts in a directory.
 pub(crate) struct Site {
     dir: tempfile::TempDir,
-    book: Arc<Book>,
+    book: Arc<Roster>,
     tasks: Tasks,
     _mesh: Mesh,
     pub(crate) service: Service,
@@ -108,7 +85,7 @@ impl Connect for Dial {
 impl Site {
     pub(crate) fn new(limits: &Limits) -> Fallible<Self> {
         let dir = tempfile::tempdir()?;
-        let (book, tasks) = (Arc::<Book>::default(), Tasks::new());
+        let (book, tasks) = (Arc::<Roster>::default(), Tasks::new());
         let address = HostUla::new(1, 1).addr();
         let mesh = member(address, &book, &tasks)?;
         let store = LocalFileSystem::new_with_prefix(dir.path())?;
@@ -160,17 +137,14 @@ impl Peer {
     }
 }
 
-fn member(address: Ipv6Addr, book: &Arc<Book>, tasks: &Tasks) -> Fallible<Mesh> {
+fn member(address: Ipv6Addr, book: &Arc<Roster>, tasks: &Tasks) -> Fallible<Mesh> {
     let key = PrivateKey::generate();
     let public = key.public();
     let config = Config::new(key, vec![address], ([127, 0, 0, 1], 0).into());
-    let resolver: Arc<dyn Resolver> = Arc::<Book>::clone(book);
+    let resolver: Arc<dyn Resolver> = Arc::<Roster>::clone(book);
     let mesh = Mesh::bind(config, resolver, tasks)?;
     let at = mesh.underlay_addr()?;
     let record = PeerRecord::unrestricted(public, vec![address], vec![at]);
-    book.0
-        .write()
-        .unwrap_or_else(PoisonError::into_inner)
-        .push(record);
+    book.put(record);
     Ok(mesh)
 }

@@ -3,10 +3,11 @@
 
 use std::io;
 use std::net::SocketAddrV6;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Full};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -15,10 +16,12 @@ use tabbify_api::runner::Failure;
 use tabbify_api::{BoxFuture, Problem};
 use tabbify_http::{Again, Answer, Client};
 use tabbify_mesh::Mesh;
-use tabbify_process::connect::{Connect, Stream};
 use tabbify_process::{Tasks, chain};
+use tokio::fs::File;
+use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 
 use super::{Store, failure, missing, too_long};
+use crate::to_service::Dial;
 
 /// LIMIT: attempts to fetch one file.
 const ATTEMPTS_MAX: u32 = 8;
@@ -48,21 +51,15 @@ pub(super) struct OverMesh {
     address: SocketAddrV6,
 }
 
-/// Streams of the mesh to one place.
-#[derive(Debug)]
-struct Dial {
-    mesh: Mesh,
-    address: SocketAddrV6,
+/// Where a file goes.
+#[derive(Debug, Clone, Copy)]
+enum To<'a> {
+    Memory,
+    File(&'a Path),
 }
 
-impl Connect for Dial {
-    fn connect(&self) -> BoxFuture<'_, io::Result<Box<dyn Stream>>> {
-        Box::pin(async {
-            let dialed = self.mesh.dial(self.address).await;
-            let stream = dialed.map_err(io::Error::other)?;
-            Ok(Box::new(stream) as Box<dyn Stream>)
-        })
-    }
+fn unwritable(path: &Path, error: &io::Error) -> Failure {
+    failure(format!("{} cannot be written: {error}", path.display()))
 }
 
 /// Why an attempt gave nothing.
@@ -82,7 +79,31 @@ impl OverMesh {
         }
     }
 
-    async fn attempt(&self, key: &str, len_max: u64) -> Result<Bytes, Failed> {
+    /// Fetches a file, from its beginning with each attempt; what goes to a file is not among what it gives.
+    async fn fetch(&self, key: &str, len_max: u64, to: To<'_>) -> Result<Vec<u8>, Failure> {
+        let mut pause = PAUSE;
+        let mut attempt = 1;
+        loop {
+            let fetched = tokio::time::timeout(FETCH_WITHIN, self.attempt(key, len_max, to)).await;
+            let why = match fetched {
+                Ok(Ok(bytes)) => return Ok(bytes),
+                Ok(Err(Failed::ForGood(failure))) => return Err(failure),
+                Ok(Err(Failed::Now(why))) => why,
+                Err(_) => format!("not within {} s", FETCH_WITHIN.as_secs()),
+            };
+            if attempt >= ATTEMPTS_MAX {
+                let from = self.address;
+                return Err(failure(format!(
+                    "{key} cannot be fetched from {from} ({attempt} attempts): {why}"
+                )));
+            }
+            tracing::info!(key, why, attempt, "the artifact is asked for again");
+            tokio::time::sleep(pause).await;
+            (attempt, pause) = (attempt + 1, (pause * 2).min(PAUSE_MAX));
+        }
+    }
+
+    async fn attempt(&self, key: &str, len_max: u64, to: To<'_>) -> Result<Vec<u8>, Failed> {
         let path = utf8_percent_encode(key, ESCAPED);
         let request = Request::get(format!("{ARTIFACTS_PATH}{path}"))
             .header(header::HOST, "registry")
@@ -91,7 +112,18 @@ impl OverMesh {
         let answer = self.client.send(request, Again::Harmless).await;
         let answer = answer.map_err(|error| Failed::Now(chain(&error).to_string()))?;
         match answer.status() {
-            StatusCode::OK => body(key, answer, len_max).await,
+            StatusCode::OK => {
+                let mut memory = Vec::new();
+                match to {
+                    To::Memory => body(key, answer, len_max, &mut memory).await?,
+                    To::File(path) => {
+                        let unwritable = |error| Failed::ForGood(unwritable(path, &error));
+                        let mut file = File::create(path).await.map_err(unwritable)?;
+                        body(key, answer, len_max, &mut file).await?;
+                    }
+                }
+                Ok(memory)
+            }
             StatusCode::NOT_FOUND => Err(Failed::ForGood(missing(key))),
             status => Err(refused(key, status, answer).await),
         }
@@ -100,33 +132,29 @@ impl OverMesh {
 
 impl Store for OverMesh {
     fn get<'a>(&'a self, key: &'a str, len_max: u64) -> BoxFuture<'a, Result<Bytes, Failure>> {
+        Box::pin(async move { Ok(self.fetch(key, len_max, To::Memory).await?.into()) })
+    }
+
+    fn file<'a>(
+        &'a self,
+        key: &'a str,
+        len_max: u64,
+        scratch: &'a Path,
+    ) -> BoxFuture<'a, Result<PathBuf, Failure>> {
         Box::pin(async move {
-            let mut pause = PAUSE;
-            let mut attempt = 1;
-            loop {
-                let fetched = tokio::time::timeout(FETCH_WITHIN, self.attempt(key, len_max)).await;
-                let why = match fetched {
-                    Ok(Ok(bytes)) => return Ok(bytes),
-                    Ok(Err(Failed::ForGood(failure))) => return Err(failure),
-                    Ok(Err(Failed::Now(why))) => why,
-                    Err(_) => format!("not within {} s", FETCH_WITHIN.as_secs()),
-                };
-                if attempt >= ATTEMPTS_MAX {
-                    let from = self.address;
-                    return Err(failure(format!(
-                        "{key} cannot be fetched from {from} ({attempt} attempts): {why}"
-                    )));
-                }
-                tracing::info!(key, why, attempt, "the artifact is asked for again");
-                tokio::time::sleep(pause).await;
-                (attempt, pause) = (attempt + 1, (pause * 2).min(PAUSE_MAX));
-            }
+            self.fetch(key, len_max, To::File(scratch)).await?;
+            Ok(scratch.to_owned())
         })
     }
 }
 
 /// The whole of a file, as long as it comes and is no longer than it may be.
-async fn body(key: &str, answer: Answer, len_max: u64) -> Result<Bytes, Failed> {
+async fn body(
+    key: &str,
+    answer: Answer,
+    len_max: u64,
+    to: &mut (impl AsyncWrite + Unpin),
+) -> Result<(), Failed> {
     let (parts, mut incoming, connection) = answer.into_parts();
     let announced = parts.headers.get(header::CONTENT_LENGTH);
     let announced = announced.and_then(|len| len.to_str().ok()?.parse::<u64>().ok());
@@ -138,17 +166,20 @@ async fn body(key: &str, answer: Answer, len_max: u64) -> Result<Bytes, Failed> 
     if len > len_max {
         return Err(Failed::ForGood(too_long(key, len, len_max)));
     }
-    let mut bytes = BytesMut::new();
+    let unwritten = |error| Failed::ForGood(failure(format!("{key} cannot be kept: {error}")));
     loop {
         let frame = tokio::time::timeout(STALLED_MAX, incoming.frame()).await;
         let frame = frame.map_err(|_| Failed::Now("it has stopped coming".to_owned()))?;
         match frame {
-            Some(Ok(frame)) => bytes.extend_from_slice(&frame.into_data().unwrap_or_default()),
+            Some(Ok(frame)) => {
+                let data = frame.into_data().unwrap_or_default();
+                to.write_all(&data).await.map_err(unwritten)?;
+            }
             Some(Err(error)) => return Err(Failed::Now(chain(&error).to_string())),
             // The protocol has seen to it that it is as long as announced.
             None => {
                 connection.keep();
-                return Ok(bytes.freeze());
+                return to.flush().await.map_err(unwritten);
             }
         }
     }

@@ -4,12 +4,8 @@ use std::collections::VecDeque;
 use std::future::pending;
 use std::sync::Mutex as StdMutex;
 
-use tabbify_process::ManualClock;
-use tokio::time::Instant;
-
 use super::*;
 
-const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
 const LIFE: Duration = Duration::from_secs(600);
 const GRACE: Duration = Duration::from_secs(3600);
 const FENCED: &str = "a newer instance has taken over";
@@ -19,16 +15,6 @@ struct Script {
     answers: StdMutex<VecDeque<Asked>>,
     asked: StdMutex<Vec<Duration>>,
     began: Instant,
-}
-
-/// A clock that goes with virtual time.
-#[derive(Debug)]
-struct Virtual(Instant);
-
-impl Clock for Virtual {
-    fn now(&self) -> Timestamp {
-        NOW.plus(self.0.elapsed())
-    }
 }
 
 impl Script {
@@ -53,9 +39,8 @@ impl Script {
 }
 
 async fn kept(script: &Script, news: impl AsyncFnMut()) -> String {
-    let clock = Virtual(script.began);
     let ask = async || script.answer();
-    keep(NOW.plus(LIFE), GRACE, &clock, ask, news).await
+    keep(script.began + LIFE, GRACE, ask, news).await
 }
 
 fn refused() -> Asked {
@@ -70,14 +55,14 @@ fn later() -> Asked {
     Asked::Later("away".to_owned())
 }
 
-/// A lease of a whole life, given at this second.
-fn given(at: u64) -> Asked {
-    Asked::Has(NOW.plus(Duration::from_secs(at)).plus(LIFE))
+/// A lease of a whole life.
+fn given() -> Asked {
+    Asked::Has(LIFE)
 }
 
 #[tokio::test(start_paused = true)]
 async fn renewed_at_half_of_its_life_until_it_is_fenced() {
-    let script = Script::new([given(300), given(600), fenced()]);
+    let script = Script::new([given(), given(), fenced()]);
     let why = kept(&script, pending::<()>).await;
     assert_eq!(why, FENCED);
     assert_eq!(script.asked(), [300, 600, 900]);
@@ -85,7 +70,7 @@ async fn renewed_at_half_of_its_life_until_it_is_fenced() {
 
 #[tokio::test(start_paused = true)]
 async fn an_outage_ends_nothing_before_the_grace_does() {
-    let script = Script::new([later(), later(), later(), given(301)]);
+    let script = Script::new([later(), later(), later(), given()]);
     let why = kept(&script, pending::<()>).await;
     assert!(
         why.contains("no coordinator could renew it: nobody is there"),
@@ -100,30 +85,53 @@ async fn an_outage_ends_nothing_before_the_grace_does() {
         asked[4]
     );
     let ended = asked[asked.len() - 1];
-    let limit = 301 + LIFE.as_secs() + GRACE.as_secs();
+    let limit = 300 + LIFE.as_secs() + GRACE.as_secs();
     assert!((limit..limit + 10).contains(&ended), "{ended}");
     let most = usize::try_from((ended - 600) / PAUSE_MAX.as_secs()).unwrap() + 20;
     assert!(asked.len() < most, "asked {} times", asked.len());
 }
 
+/// No coordinator is believed at once, and whoever is asked again right away says nothing new.
 #[tokio::test(start_paused = true)]
-async fn a_refusal_may_be_of_one_that_is_behind() {
-    let script = Script::new([
-        refused(),
-        refused(),
-        given(300),
-        refused(),
-        refused(),
-        refused(),
-    ]);
+async fn a_lease_is_taken_back_by_refusals_that_last() {
+    let many = || (0..100).map(|_| refused());
+    let script = Script::new(many());
     let why = kept(&script, pending::<()>).await;
     assert!(why.contains("has taken its lease back: no member"), "{why}");
-    assert_eq!(script.asked().len(), 6);
+    let asked = script.asked();
+    let took = asked[asked.len() - 1] - asked[0];
+    let least = PAUSE_MAX.as_secs() * u64::from(REFUSALS_MAX - 1);
+    assert!((least..least + 10).contains(&took), "{asked:?}");
+
+    // The same with news that come all the time.
+    let script = Script::new(many());
+    kept(&script, async || ()).await;
+    let asked = script.asked();
+    assert!(
+        (least..least + 10).contains(&asked[asked.len() - 1]),
+        "{asked:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn refusals_count_only_in_a_row() {
+    // Whoever gives the lease has not taken it back.
+    let each = || [refused(), given()].into_iter();
+    let script = Script::new(each().chain(each()).chain(each()).chain([fenced()]));
+    assert_eq!(kept(&script, pending::<()>).await, FENCED);
+    assert_eq!(script.asked().len(), 7);
+
+    // Whoever cannot answer has not confirmed what was said before.
+    let each = || [refused(), refused(), later()].into_iter();
+    let all = each().chain(each()).chain(each());
+    let script = Script::new(all.chain([given(), fenced()]));
+    assert_eq!(kept(&script, pending::<()>).await, FENCED);
+    assert_eq!(script.asked().len(), 11);
 }
 
 #[tokio::test(start_paused = true)]
 async fn news_are_looked_into_at_once_and_not_too_often() {
-    let script = Script::new([given(0), given(1), given(2), fenced()]);
+    let script = Script::new([given(), given(), given(), fenced()]);
     let why = kept(&script, async || ()).await;
     assert_eq!(why, FENCED);
     assert_eq!(script.asked(), [0, 1, 2, 3]);
@@ -131,10 +139,8 @@ async fn news_are_looked_into_at_once_and_not_too_often() {
 
 #[test]
 fn a_lease_without_a_life_is_not_asked_for_without_end() {
-    let clock = ManualClock::at(NOW);
-    assert_eq!(half(clock.now(), NOW), RENEW_MIN);
-    assert_eq!(half(clock.now(), Timestamp::from_secs(0)), RENEW_MIN);
-    assert_eq!(half(clock.now(), NOW.plus(LIFE)), LIFE / 2);
+    assert_eq!(half(Duration::ZERO), RENEW_MIN);
+    assert_eq!(half(LIFE), LIFE / 2);
 }
 
 #[tokio::test]

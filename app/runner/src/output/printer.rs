@@ -51,6 +51,12 @@ impl Printer {
         act(&mut self.lines.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Takes a piece of the stream, and returns when the queue has taken its lines.
+    pub async fn print(&self, piece: &[u8]) {
+        self.with(|lines| lines.write(piece));
+        self.settle().await;
+    }
+
     /// Queues what is left, with the line that has no end yet. Called when the guest is done; a
     /// guest that is cancelled gets this without waiting, when its printers are dropped.
     pub async fn finish(&self) {

@@ -1,7 +1,6 @@
 //! What one instance of the app has: its memory, its resources, its output, and no way out but to other
 //! apps.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -51,8 +50,8 @@ impl fmt::Debug for Guest {
 
 impl Guest {
     /// An instance with these variables, no arguments, no files, no sockets and no names.
-    pub(super) fn new(
-        env: &BTreeMap<String, String>,
+    pub(super) fn new<'a>(
+        variables: impl Iterator<Item = (&'a str, &'a str)>,
         output: &Output,
         memory: Memory,
         egress: Egress,
@@ -65,7 +64,7 @@ impl Guest {
             .allow_udp(false)
             .allow_ip_name_lookup(false)
             .max_random_size(RANDOM_LEN_MAX);
-        for (name, value) in env {
+        for (name, value) in variables {
             wasi.env(name, value);
         }
         let mut http = WasiHttpCtx::new();

@@ -72,7 +72,7 @@ impl Neighbors {
             names: Arc::new(NoNames),
             mesh: None,
             own,
-            places: Arc::new(Semaphore::new(0)),
+            places: Arc::new(Semaphore::new(REQUESTS_MAX)),
         }
     }
 }

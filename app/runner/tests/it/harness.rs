@@ -1,5 +1,6 @@
 //! An app served over TCP on a free port, and a client for it.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -17,12 +18,13 @@ use tabbify_api::logs::LogLine;
 use tabbify_api::runner::Failure;
 use tabbify_process::{Importance, SystemClock, Tasks};
 use tabbify_runner::output::Output;
-use tabbify_runner::runtime::{self, Start};
-use tabbify_runner::server::Server;
+use tabbify_runner::runtime::{self, Entry, Start};
+use tabbify_runner::secrets::Secrets;
+use tabbify_runner::server::{Caller, Server};
 use tabbify_runner::traffic::Traffic;
 use tabbify_runner::wasm_http::Limits;
 use tabbify_runner::wasm_http::neighbors::Neighbors;
-use tabbify_types::event::v1::{RunConfig, RuntimeKind};
+use tabbify_types::event::v1::{InstanceRef, RunConfig, RuntimeKind};
 use tabbify_types::{AppId, ByteSize, InstanceId};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
@@ -55,6 +57,9 @@ pub(crate) fn run_config() -> RunConfig {
         env: [("GREETING".to_owned(), "good day".to_owned())].into(),
         stop_timeout_ms: 1000,
         healthy_within_ms: 10_000,
+        image: None,
+        secrets: BTreeMap::new(),
+        egress: Vec::new(),
     }
 }
 
@@ -90,7 +95,14 @@ pub(crate) async fn start_among(
     let traffic = Traffic::new(limits.requests.into());
     let start = Start {
         run,
-        entry,
+        secrets: Secrets::default(),
+        of: InstanceRef {
+            app: AppId::mint(),
+            instance: InstanceId(1),
+        },
+        engine: None,
+        directory: logs.path().to_owned(),
+        entry: Entry::Memory(entry),
         output: output.clone(),
         tasks: tasks.clone(),
         limits,
@@ -107,7 +119,7 @@ pub(crate) async fn start_among(
     let owner = tasks.clone();
     tasks.spawn("accept", Importance::Detached, async move {
         while let Ok((stream, _)) = listener.accept().await {
-            let connection = server.clone().connection(stream);
+            let connection = server.clone().called_by(Caller::Node).connection(stream);
             owner.spawn("connection", Importance::Detached, connection);
         }
     });

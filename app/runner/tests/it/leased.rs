@@ -9,14 +9,14 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http_body_util::BodyExt as _;
-use tabbify_api::coordinator::Spawn;
+use tabbify_api::coordinator::{PolicyOrder, Spawn};
 use tabbify_api::runner::{
     Answer, BOOT_FILE, CONTROL_SOCKET, EXIT_FILE, ExitRecord, Request, StateName, Status,
 };
 use tabbify_mesh::{Mesh, Stream};
 use tabbify_process::{Clock as _, SystemClock, Tasks, unix};
-use tabbify_types::event::v1::{AppFailed, AppPlaced, FailureReason};
-use tabbify_types::{APP_PORT, AppId, AppUla, InstanceUla, MeshKey};
+use tabbify_types::event::v1::{AllowRule, AppFailed, AppPlaced, FailureReason};
+use tabbify_types::{APP_PORT, AppId, AppUla, InstanceUla, MeshKey, Tenant};
 use tokio::net::UnixStream;
 
 use crate::artifact::{boot, publish};
@@ -223,6 +223,59 @@ async fn a_ticket_gives_a_lease_and_the_artifact_comes_over_the_mesh() {
         text.contains(&ticket.ticket) || text.contains(&ticket.certificate)
     });
     assert!(found.is_empty(), "{found:?}");
+}
+
+/// What the app sees of headers that claim to speak for the owner, in every spelling.
+async fn claims(stream: Stream, tasks: &Tasks) -> Fallible<Vec<String>> {
+    let mut client = client(stream, tasks).await?;
+    let mut request = get("/headers")?;
+    for name in [
+        "x-tabbify-user",
+        "x_tabbify_user",
+        "X-Tabbify_User",
+        "x-mine",
+    ] {
+        let value = http::HeaderValue::from_static("user:owner");
+        let name: http::HeaderName = name.parse()?;
+        request.headers_mut().append(name, value);
+    }
+    let answer = watched(client.send_request(request)).await??;
+    let mut seen: Vec<String> = text(answer).await?.lines().map(str::to_owned).collect();
+    seen.sort_unstable();
+    Ok(seen)
+}
+
+/// Only a machine that the platform calls a node says who opens an app: no other machine that policy lets in
+/// does, nor a gateway of people's devices.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_a_node_speaks_for_people() {
+    let world = World::new().await.unwrap();
+    let (platform, tasks) = (&world.platform, &world.platform.tasks);
+    let app = world.app(Package::Hello).await.unwrap();
+    let placed = platform.deploy(app).await.unwrap();
+    let (_runner, status) = world.serving(&placed, "1").await.unwrap();
+    let own = InstanceUla::derive(app, instance(&placed).instance).addr();
+
+    let rule = AllowRule {
+        from: "tag:gpu".to_owned(),
+        to: "tenant:main".to_owned(),
+        ports: vec![APP_PORT],
+    };
+    let order = PolicyOrder {
+        tenant: Tenant::main(),
+        allow: vec![rule],
+    };
+    platform.coordinator.change_policy(order).await.unwrap();
+    let nobody = ["x-mine: user:owner"];
+    for (host, tag) in [("box2", "gpu"), ("gate", "role:gateway")] {
+        let member = platform.join(host, &[tag], false).await.unwrap();
+        let present = platform.present(&member).unwrap();
+        let stream = reaches(&present.mesh, own, status.key).await.unwrap();
+        assert_eq!(claims(stream, tasks).await.unwrap(), nobody, "{tag}");
+    }
+    let stream = reaches(&world.edge.mesh, own, status.key).await.unwrap();
+    let owner = ["x-mine: user:owner", "x-tabbify-user: user:owner"];
+    assert_eq!(claims(stream, tasks).await.unwrap(), owner);
 }
 
 /// Every file below a folder.

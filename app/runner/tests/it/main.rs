@@ -3,6 +3,7 @@
 
 mod artifact;
 mod control;
+mod docker;
 mod failures;
 mod harness;
 mod leased;
@@ -11,4 +12,5 @@ mod over_mesh;
 mod platform;
 mod process;
 mod streams;
+mod upstream;
 mod wasm;

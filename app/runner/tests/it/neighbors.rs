@@ -11,6 +11,7 @@ use tabbify_api::mesh::{PeerRecord, ResolveError, Resolver};
 use tabbify_api::names::{NameAsk, NameError, Named, Names};
 use tabbify_mesh::{Config, Mesh, PrivateKey, StackChoice};
 use tabbify_process::{Importance, Tasks};
+use tabbify_runner::server::Caller;
 use tabbify_runner::wasm_http::Limits;
 use tabbify_runner::wasm_http::neighbors::Neighbors;
 use tabbify_types::{APP_PORT, AppId, AppUla, MeshKey};
@@ -108,7 +109,7 @@ impl Two {
             .spawn("listen", Importance::Detached, async move {
                 let _held = mesh;
                 while let Ok(incoming) = listener.accept().await {
-                    let server = server.clone().called_from(*incoming.remote.ip());
+                    let server = server.clone().called_by(Caller::of(&incoming));
                     let connection = server.connection(incoming.stream);
                     tasks.spawn("connection", Importance::Detached, connection);
                 }

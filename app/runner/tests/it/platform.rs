@@ -31,7 +31,7 @@ use tabbify_process::{Clock as _, Importance, SystemClock, Tasks};
 use tabbify_token::{DocumentType, OwnerProof, PlatformId, SecretKey, Signer};
 use tabbify_types::event::v1::{
     Access, AppHealthy, AppPlaced, AppRegistered, AppStarted, AppStarting, Capability,
-    DeployRequested, InstanceRef, RunConfig, RuntimeKind, VersionPublished,
+    DeployRequested, InstanceRef, Placement, RunConfig, RuntimeKind, VersionPublished,
 };
 use tabbify_types::{
     AppId, AppUla, ByteSize, DeployId, Digest, Event, EventId, HostName, InstanceUla, MeshKey,
@@ -97,6 +97,7 @@ impl Platform {
             key: MeshSecret::from_bytes(&[42; 32]).public(),
             tags: vec!["role:auth".to_owned()],
             capabilities: Vec::new(),
+            memory: None,
         };
         let signers = auth.clone();
         // Nobody here plays the machines well enough to be heard of.
@@ -277,8 +278,12 @@ impl Platform {
                 env: BTreeMap::new(),
                 stop_timeout_ms: 1000,
                 healthy_within_ms: 60_000,
+                image: None,
+                secrets: BTreeMap::new(),
+                egress: Vec::new(),
             },
             secrets: Vec::new(),
+            placement: Placement::default(),
         };
         self.append(apps, app, published.into()).await
     }
@@ -310,6 +315,7 @@ impl Platform {
             app_ula: AppUla::derive(of.app),
             instance_ula: InstanceUla::derive(of.app, of.instance),
             key,
+            secrets: BTreeMap::new(),
         };
         for event in [
             Event::from(AppStarting { of }),

@@ -67,7 +67,7 @@ impl Site {
         let host = HostUla::new(1, 1).addr();
         let mut boot = boot(dir.path(), app, announced(digest))?;
         boot.secret = URL_SAFE_NO_PAD.encode(SECRET);
-        boot.peers = vec![PeerRecord::unrestricted(key.public(), vec![host], vec![])];
+        boot.peers = vec![PeerRecord::unrestricted(key.public(), vec![host], vec![]).node()];
         let (tasks, known) = (Tasks::new(), Arc::new(Peers::default()));
         let config = Config::new(key, vec![host], ([127, 0, 0, 1], 0).into());
         let node = Mesh::bind(config, Arc::clone(&known) as _, &tasks)?;

@@ -26,6 +26,8 @@ async fn hello_greets_prints_and_sees_only_the_apps_own() {
         ("x-tabbify-user", "user:owner"),
         ("X-Tabbify-Error", "internal"),
         ("x-tabbify-anything", "forged"),
+        ("x_tabbify_user", "forged"),
+        ("X-Tabbify_App", "forged"),
         ("x-mine", "kept"),
     ] {
         headers.headers_mut().append(name, value.parse().unwrap());
@@ -250,7 +252,8 @@ async fn drain_finishes_what_has_begun_and_takes_nothing_new() {
         Counts {
             active: 0,
             total: 3,
-            connections: 0
+            connections: 0,
+            listening: false,
         }
     );
 }

@@ -109,6 +109,7 @@ async fn an_honest_end_that_is_another_instance_is_noticed() {
             underlay: ([127, 0, 0, 1], 1).into(),
             active: 0,
             total: 0,
+            secrets: std::collections::BTreeMap::new(),
         };
         let proof = proof.to_string();
         for answer in [Answer::Hello { proof }, Answer::Status(status)] {

@@ -189,7 +189,10 @@ fn life(what: &str) -> Result<Life, String> {
         "connecting" => Life::Alive(Control::Connecting),
         "unreachable" => Life::Alive(Control::Unreachable),
         "starting" => Life::Alive(Control::Starting),
-        "ready" => Life::Alive(Control::Ready { key: KEY }),
+        "ready" => Life::Alive(Control::Ready {
+            key: KEY,
+            secrets: BTreeMap::new(),
+        }),
         "draining" => Life::Alive(Control::Draining),
         "broken" => Life::Alive(Control::Failed),
         _ => return Err(format!("no such life: {what}")),

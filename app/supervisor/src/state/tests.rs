@@ -54,6 +54,9 @@ pub(crate) fn placement(of: InstanceRef, deployed: u8) -> AppPlaced {
             env: BTreeMap::new(),
             stop_timeout_ms: 30_000,
             healthy_within_ms: 60_000,
+            image: None,
+            secrets: BTreeMap::new(),
+            egress: Vec::new(),
         },
     }
 }
@@ -143,6 +146,7 @@ pub(crate) fn started(of: InstanceRef) -> Event {
         app_ula: AppUla::derive(of.app),
         instance_ula: InstanceUla::derive(of.app, of.instance),
         key: MeshKey([7; 32]),
+        secrets: BTreeMap::new(),
     })
 }
 

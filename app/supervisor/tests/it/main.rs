@@ -11,6 +11,7 @@ mod outage;
 )]
 #[path = "../../../runner/tests/it/platform.rs"]
 mod platform;
+mod points;
 mod stop;
 mod support;
 mod tickets;

@@ -1,7 +1,7 @@
 //! A small vocabulary for the stories in this binary: a machine with a log, a place for artifacts,
 //! and somebody who plays the coordinator.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -35,9 +35,24 @@ pub(crate) enum App {
     Picture,
 }
 
+/// The directory of a machine: gone with it, or another's.
+pub(crate) enum Home {
+    Own(tempfile::TempDir),
+    Lent(PathBuf),
+}
+
+impl Home {
+    pub(crate) fn path(&self) -> &Path {
+        match self {
+            Self::Own(directory) => directory.path(),
+            Self::Lent(path) => path,
+        }
+    }
+}
+
 /// One machine and its log.
 pub(crate) struct Machine {
-    pub(crate) home: tempfile::TempDir,
+    pub(crate) home: Home,
     pub(crate) config: Config,
     pub(crate) tasks: Tasks,
     pub(crate) candidates: Candidates,
@@ -48,18 +63,29 @@ pub(crate) struct Machine {
 
 impl Machine {
     pub(crate) fn new() -> Result<Self, Wrong> {
-        let home = tempfile::tempdir()?;
+        Self::below(Home::Own(tempfile::tempdir()?))
+    }
+
+    /// A machine in a directory that outlives it, with what an earlier one has left there. There is one at
+    /// a time: it has the log.
+    pub(crate) fn at(home: &Path) -> Result<Self, Wrong> {
+        Self::below(Home::Lent(home.to_owned()))
+    }
+
+    fn below(home: Home) -> Result<Self, Wrong> {
         let host: HostName = "box1".parse()?;
         let config = Config {
             host,
             data_dir: home.path().join("data"),
             runner: runner()?,
+            engine: None,
             store: format!("file://{}", home.path().join("objects").display()),
+            vault: None,
             underlay: ([127, 0, 0, 1], 0).into(),
             peers: Vec::new(),
             identity: None,
         };
-        std::fs::create_dir(home.path().join("objects"))?;
+        std::fs::create_dir_all(home.path().join("objects"))?;
         let options = Options::new(Arc::new(SystemClock));
         let log = Log::open(&home.path().join("log"), options)?;
         let everything = vec![SegmentGlob::all()];
@@ -144,6 +170,9 @@ impl Machine {
                 env: BTreeMap::new(),
                 stop_timeout_ms: 1_000,
                 healthy_within_ms: 60_000,
+                image: None,
+                secrets: BTreeMap::new(),
+                egress: Vec::new(),
             },
         });
         self.append(self.orders(), of.app, &order).await
@@ -187,6 +216,26 @@ impl Machine {
         let id = new.id;
         self.all.append(Append::of(vec![new])).await?;
         Ok(id)
+    }
+
+    /// What was ordered so far: the instances that were placed, and those of them that are to end.
+    pub(crate) async fn ordered(
+        &self,
+    ) -> Result<(BTreeSet<InstanceRef>, BTreeSet<InstanceRef>), Wrong> {
+        let filter = Filter::segments([SegmentGlob::from(&self.orders())]);
+        let page = self.all.read(filter, Position(0), 10_000).await?;
+        let (mut placed, mut stopped) = (BTreeSet::new(), BTreeSet::new());
+        for event in page.events {
+            match event.event()?.ok_or("a known type")? {
+                Event::AppPlaced(order) => placed.insert(InstanceRef {
+                    app: order.app,
+                    instance: order.instance,
+                }),
+                Event::AppStopRequested(order) => stopped.insert(order.of),
+                other => return Err(format!("nobody orders {other:?}").into()),
+            };
+        }
+        Ok((placed, stopped))
     }
 
     /// Waits until `kind` has been reported about `of`.

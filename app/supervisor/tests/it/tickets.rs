@@ -47,15 +47,21 @@ impl World {
     async fn supervisor(&self, certificate: Certificate) -> Fallible<Supervisor> {
         let host: HostName = "box1".parse()?;
         let log = self.platform.host_log(&host);
-        let signing = self.box1.signing.clone();
+        let (signing, at) = (self.box1.signing.clone(), self.platform.at());
         let config = Config {
             host,
             data_dir: self.data(),
             runner: runner().map_err(|error| error.to_string())?,
+            engine: None,
             store: format!("file://{}", self.platform.objects().display()),
+            vault: None,
             underlay: ([127, 0, 0, 1], 0).into(),
             peers: Vec::new(),
-            identity: Some(Identity::new(certificate, signing, self.platform.at())),
+            identity: Some(Identity::new(
+                certificate,
+                signing,
+                Arc::new(move || at.clone()),
+            )),
         };
         let (leases, clock) = (Arc::new(self.candidates.clone()), Arc::new(SystemClock));
         Ok(Supervisor::start(config, log, leases, clock, &self.tasks).await?)

@@ -229,3 +229,18 @@ async fn what_cannot_be_is_refused_with_what_helps() {
     check(Method::GET, PING_PATH, "", (405, "method_not_allowed")).await;
     check(Method::GET, "/v1/mesh", "", (404, "not_found")).await;
 }
+
+#[tokio::test]
+async fn a_name_that_is_out_of_sight_says_who_sees_it() {
+    let told = Told::start(named()).unwrap();
+    for (to, expected) in [
+        ("box9.internal", "tcli machines list"),
+        ("shop.main.internal", "tcli apps"),
+    ] {
+        let ping = format!(r#"{{"to":"{to}","count":1,"interval_ms":50,"timeout_ms":100}}"#);
+        let (status, said) = told.ask(Method::POST, PING_PATH, &ping).await.unwrap();
+        let problem: Problem = serde_json::from_str(&said).unwrap();
+        assert_eq!(status, 404, "{said}");
+        assert!(problem.fix.unwrap().contains(expected), "{said}");
+    }
+}

@@ -227,6 +227,18 @@ impl fmt::Debug for Service {
 }
 
 #[cfg(test)]
+impl Objects {
+    /// Nothing but what counts without being said.
+    pub(crate) fn shown_defaults() -> Self {
+        Self {
+            authorities: Some(AUTHORITIES.into()),
+            region: Some(REGION.to_owned()),
+            ..Self::default()
+        }
+    }
+}
+
+#[cfg(test)]
 mod peer;
 #[cfg(test)]
 mod tests;

@@ -70,7 +70,7 @@ impl fmt::Debug for Secret {
 pub enum Role {
     /// Sees apps, deploys, events and logs, and opens apps.
     Viewer,
-    /// Also makes and changes apps.
+    /// Also makes and changes apps, and sets their secrets.
     Developer,
     /// Does everything in the tenant.
     Owner,
@@ -101,6 +101,8 @@ impl Role {
                 scope::APP_OPEN,
                 scope::APPS_WRITE,
                 scope::DEPLOY,
+                scope::SECRETS_READ,
+                scope::SECRETS_WRITE,
             ],
             Self::Owner => &["*"],
         }

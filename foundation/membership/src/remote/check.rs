@@ -5,6 +5,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 
 use tabbify_api::coordinator::{Ask, EndorsedKey, HostLease, Resolved, ResolvedLease};
 use tabbify_api::mesh::{Lease, PeerRecord, ResolveError};
+use tabbify_api::policy::NODE_TAG;
 use tabbify_token::{
     DocumentType, LEEWAY, PlatformId, PublicKey, TokenError, Verifier, verify_endorsement,
 };
@@ -119,7 +120,7 @@ impl RemoteCoordinator {
     }
 }
 
-/// The peer, with the ports of both directions as the answer tells them.
+/// The peer, with the ports of both directions as the answer tells them; it speaks for nobody.
 fn record(
     ask: Ask,
     key: MeshKey,
@@ -138,6 +139,8 @@ fn record(
         endpoints,
         outbound,
         inbound,
+        is_node: false,
+        rules_of: answer.rules_of.clone(),
     }
 }
 
@@ -165,7 +168,8 @@ fn of_app(ask: Ask, lease: Lease, text: &str, answer: &Resolved) -> Said {
 
 fn of_host(ask: Ask, lease: HostLease, answer: &Resolved) -> Said {
     let addresses = vec![lease.address.addr()];
-    let record = record(ask, lease.key, addresses.clone(), lease.candidates, answer);
+    let mut record = record(ask, lease.key, addresses.clone(), lease.candidates, answer);
+    record.is_node = lease.tags.iter().any(|tag| tag == NODE_TAG);
     Said {
         key: lease.key,
         addresses,

@@ -165,7 +165,7 @@ async fn tell(
         };
         let body = serde_json::to_vec(&report).expect("INVARIANT: our own shapes serialize");
         let request = request(&Method::POST, REPORT_PATH, body.into());
-        let answered = answer::<tabbify_api::coordinator::Heard>(client, request).await?;
+        let answered = answer::<tabbify_api::coordinator::Heard>(client, request).await;
         let heard = answered.map_err(|error| chain(&error).to_string())?;
         counts_for = counts_for.min(Duration::from_millis(heard.again_within_ms));
     }

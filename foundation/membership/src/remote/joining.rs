@@ -12,7 +12,7 @@ use tabbify_api::coordinator::{
 };
 use tabbify_http::Client;
 use tabbify_process::connect::Connect;
-use tabbify_process::{Clock, Tasks};
+use tabbify_process::{Clock, Tasks, memory_total};
 use tabbify_token::{
     Claims, DocumentType, Kind, PlatformId, SecretKey, Signer, TOKEN_LEN_MAX, TokenError,
 };
@@ -37,7 +37,7 @@ pub enum JoinFailed {
     #[error("TLS cannot be spoken")]
     Tls(#[source] TlsKeyError),
     /// The coordinator refuses, or cannot be asked.
-    #[error("the coordinator does not let this machine in")]
+    #[error("the coordinator gives this machine no certificate")]
     Request(#[source] RequestFailed),
     /// What it answers is not signed by the platform that the token names.
     #[error("the coordinator's answer is refused: {what}")]
@@ -150,6 +150,7 @@ pub async fn join(
     let request_body = JoinRequest {
         token: token.to_owned(),
         capabilities,
+        memory: memory_total(),
         signing: signing.public(),
         consent: consent(root.platform(), key, signing)?,
     };
@@ -157,7 +158,6 @@ pub async fn join(
     let client = Client::new("coordinator join", Arc::new(door), ANSWER_WITHIN, tasks);
     let request = request(&Method::POST, JOIN_PATH, body.into());
     let answered = answer::<Joined>(&client, request).await;
-    let answered = answered.unwrap_or_else(|why| Err(RequestFailed::Unreachable(why)));
     let joined = answered.map_err(JoinFailed::Request)?;
     let expected = Expected {
         host: Some(invited.host),

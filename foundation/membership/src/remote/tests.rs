@@ -133,6 +133,7 @@ impl World {
             lease,
             ports: Ports::All,
             reverse: None,
+            rules_of: Vec::new(),
             now,
         });
     }

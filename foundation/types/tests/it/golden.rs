@@ -11,8 +11,8 @@ use serde::de::{Deserialize, DeserializeOwned};
 use serde_json::value::RawValue;
 use tabbify_types::event::About;
 use tabbify_types::event::v1::{
-    Access, BuildStage, DeployOutcome, FailureReason, Fault, IntegrationKind, RuntimeKind,
-    SandboxEnd, Source, Stream, UnavailableReason,
+    Access, BuildStage, DeployOutcome, FailureReason, Fault, ImagePort, IntegrationKind,
+    RuntimeKind, SandboxEnd, SecretDelivery, Source, Stream, UnavailableReason,
 };
 use tabbify_types::{Digest, Event};
 
@@ -207,27 +207,26 @@ fn an_event_from_before_its_optional_fields_is_read() {
     assert_eq!(Event::from(issued).data().unwrap().get(), before);
 }
 
+fn check<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(cases: &[(T, &str)]) {
+    for (case, spelled) in cases {
+        assert_eq!(
+            serde_json::to_string(case).expect("plain data"),
+            *spelled,
+            "{WHAT_TO_DO}"
+        );
+        assert_eq!(
+            serde_json::from_str::<T>(spelled).expect("what was written"),
+            *case
+        );
+    }
+    assert!(serde_json::from_str::<T>(r#""another""#).is_err());
+}
+
 #[test]
 fn every_case_is_spelled_as_it_was() {
-    fn check<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(cases: &[(T, &str)]) {
-        for (case, spelled) in cases {
-            assert_eq!(
-                serde_json::to_string(case).unwrap(),
-                *spelled,
-                "{WHAT_TO_DO}"
-            );
-            assert_eq!(serde_json::from_str::<T>(spelled).unwrap(), *case);
-        }
-        assert!(serde_json::from_str::<T>(r#""another""#).is_err());
-    }
     check(&[
         (Access::Private, r#""private""#),
         (Access::Public, r#""public""#),
-    ]);
-    check(&[
-        (RuntimeKind::WasmHttp, r#""wasm-http""#),
-        (RuntimeKind::Docker, r#""docker""#),
-        (RuntimeKind::Firecracker, r#""firecracker""#),
     ]);
     check(&[
         (FailureReason::Artifact, r#""artifact""#),
@@ -236,7 +235,33 @@ fn every_case_is_spelled_as_it_was() {
         (FailureReason::Unhealthy, r#""unhealthy""#),
         (FailureReason::Exited, r#""exited""#),
         (FailureReason::Spawn, r#""spawn""#),
+        (FailureReason::Image, r#""image""#),
+        (FailureReason::Runtime, r#""runtime""#),
+        (FailureReason::Secret, r#""secret""#),
+        (FailureReason::Memory, r#""memory""#),
     ]);
+}
+
+#[test]
+fn every_case_of_a_run_is_spelled_as_it_was() {
+    check(&[
+        (RuntimeKind::WasmHttp, r#""wasm-http""#),
+        (RuntimeKind::Docker, r#""docker""#),
+        (RuntimeKind::Firecracker, r#""firecracker""#),
+    ]);
+    check(&[
+        (ImagePort::Number(3000), r#"{"number":3000}"#),
+        (ImagePort::OfImage, r#""of_image""#),
+        (ImagePort::None, r#""none""#),
+    ]);
+    check(&[
+        (SecretDelivery::Env, r#""env""#),
+        (SecretDelivery::File, r#""file""#),
+    ]);
+}
+
+#[test]
+fn every_case_of_an_end_is_spelled_as_it_was() {
     check(&[
         (UnavailableReason::NoMachine, r#""no_machine""#),
         (UnavailableReason::VolumeLost, r#""volume_lost""#),

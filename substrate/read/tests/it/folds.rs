@@ -173,6 +173,7 @@ async fn machines_and_leases() {
     let ready = SupervisorJoined {
         host: host(),
         capabilities: vec![able],
+        memory: None,
     };
     let events = vec![
         event(peers, "box1", joined),

@@ -1,10 +1,12 @@
 //! Histories: a plain life of an app, and random ones that make as little sense as possible.
 
+use std::collections::BTreeMap;
+
 use proptest::prelude::*;
 use tabbify_types::event::v1::{
     Access, AppDestroyed, AppFailed, AppHealthy, AppPlaced, AppRegistered, AppStarted, AppStarting,
     AppStopped, DeployFinished, DeployOutcome, DeployRequested, DeploySuperseded, FailureReason,
-    InstanceRef, LeaseGranted, LeaseReleased, RunConfig, RuntimeKind, TrafficShifted,
+    InstanceRef, LeaseGranted, LeaseReleased, Placement, RunConfig, RuntimeKind, TrafficShifted,
     VersionPublished, VersionReserved,
 };
 use tabbify_types::{
@@ -23,9 +25,12 @@ pub(crate) fn run_config() -> RunConfig {
         runtime: RuntimeKind::WasmHttp,
         entry: "app.wasm".to_owned(),
         memory: ByteSize(64 << 20),
-        env: std::collections::BTreeMap::new(),
+        env: BTreeMap::new(),
         stop_timeout_ms: 30_000,
         healthy_within_ms: 60_000,
+        image: None,
+        secrets: BTreeMap::new(),
+        egress: Vec::new(),
     }
 }
 
@@ -48,6 +53,7 @@ pub(crate) fn published(id: AppId, version: u32) -> VersionPublished {
         access: Access::Private,
         run: run_config(),
         secrets: vec!["api-key".to_owned()],
+        placement: Placement::default(),
     }
 }
 
@@ -107,6 +113,7 @@ pub(crate) fn started(of: InstanceRef) -> AppStarted {
         app_ula: AppUla::derive(of.app),
         instance_ula: InstanceUla::derive(of.app, of.instance),
         key: MeshKey([7; 32]),
+        secrets: BTreeMap::new(),
     }
 }
 

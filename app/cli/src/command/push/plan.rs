@@ -4,8 +4,8 @@ use serde_json::json;
 use tabbify_types::AppUla;
 
 use crate::artifact::Item;
-use crate::command::push::Pusher;
 use crate::command::push::identity::Identity;
+use crate::command::push::{Pusher, Source};
 use crate::error::{Exit, Failure, Result};
 use crate::output;
 
@@ -24,10 +24,10 @@ pub(crate) fn show(pusher: &Pusher<'_>, identity: &Identity, no_deploy: bool) ->
     };
     let serving = existing.and_then(|app| app.serving);
     // After a build the file is another one, so an old file's mistakes are not reported.
-    let component = pusher.component();
-    let command = pusher.wasm.command.as_deref();
-    let upload = upload(&component, command.is_some(), &pusher.wasm.path);
-    if let (Err(failure), None) = (component, command) {
+    let entry = pusher.entry();
+    let command = pusher.source.command.as_deref();
+    let upload = upload(&entry, command.is_some(), pusher.source);
+    if let (Err(failure), None) = (entry, command) {
         return Err(failure.fix("Nothing was changed."));
     }
     let deploy = match (no_deploy, serving) {
@@ -61,28 +61,25 @@ pub(crate) fn show(pusher: &Pusher<'_>, identity: &Identity, no_deploy: bool) ->
     Ok(Exit::Fine)
 }
 
-fn upload(component: &std::result::Result<Item, Failure>, rebuilt: bool, path: &str) -> String {
-    match component {
+fn upload(entry: &std::result::Result<Item, Failure>, rebuilt: bool, source: &Source) -> String {
+    let (path, name) = (&source.path, source.kind.entry());
+    match entry {
         Ok(item) => {
             let size = output::size(item.listed.size);
             let now = if rebuilt { " before the build" } else { "" };
-            format!("tabbify.toml, {path} as app.wasm ({size}{now})")
+            format!("tabbify.toml, {path} as {name} ({size}{now})")
         }
-        Err(_) => format!("tabbify.toml, {path} as app.wasm (not built yet)"),
+        Err(_) => format!("tabbify.toml, {path} as {name} (not built yet)"),
     }
 }
 
 /// The files whose content is known now: those that no build makes.
 fn pusher_files(pusher: &Pusher<'_>, rebuilt: bool) -> Vec<serde_json::Value> {
-    let component = if rebuilt {
-        None
-    } else {
-        pusher.component().ok()
-    };
+    let entry = if rebuilt { None } else { pusher.entry().ok() };
     let digest =
-        component.map(|item| json!({ "size": item.listed.size, "digest": item.listed.digest }));
+        entry.map(|item| json!({ "size": item.listed.size, "digest": item.listed.digest }));
     vec![
-        json!({ "path": "app.wasm", "from": pusher.wasm.path, "now": digest }),
+        json!({ "path": pusher.source.kind.entry(), "from": pusher.source.path, "now": digest }),
         json!({ "path": "tabbify.toml", "from": pusher.parsed.manifest.file(), "now": null }),
     ]
 }

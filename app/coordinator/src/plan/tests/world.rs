@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tabbify_types::event::v1::{
     Access, AppFailed, AppHealthy, AppRegistered, AppStarted, AppStarting, AppStopped, Capability,
-    DeployRequested, FailureReason, InstanceDrained, RunConfig, RuntimeKind, VersionPublished,
+    DeployRequested, FailureReason, InstanceDrained, Machines, Placement, RunConfig, RuntimeKind,
+    VersionPublished,
 };
 use tabbify_types::{AppUla, ByteSize, Digest, InstanceUla, MeshKey, Recorded, Tenant, Timestamp};
 
@@ -17,6 +18,9 @@ use crate::standing::{back, drain, drained, lost, resume};
 use crate::state::News;
 
 pub(super) type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
+
+/// Of a machine's memory, how many hundredths may be promised.
+pub(super) const PERCENT: u32 = 150;
 
 /// LIMIT: rounds of planning after one command; more means that the plan does not come to rest.
 pub(super) const ROUNDS_MAX: usize = 8;
@@ -75,6 +79,11 @@ impl World {
             }
             self.log.push(recorded);
         }
+        for app in self.state.apps.values() {
+            if app.holders().count() > 1 {
+                return Err(format!("a volume has several holders: {:?}", app.instances).into());
+            }
+        }
         Ok(())
     }
 
@@ -99,9 +108,9 @@ impl World {
     /// Writes what is planned until nothing is.
     pub(super) fn settle(&mut self) -> Fallible<()> {
         for _ in 0..ROUNDS_MAX {
-            let steps = plan(&self.state)?;
+            let steps = plan(&self.state, PERCENT)?;
             // A second coordinator, or the same one after a crash, plans the same to the byte.
-            let again = plan(&self.state)?;
+            let again = plan(&self.state, PERCENT)?;
             for (step, again) in steps.iter().zip(&again) {
                 let text = |step: &Step| serde_json::to_string(&step.batch);
                 if text(step)? != text(again)? {
@@ -187,7 +196,9 @@ impl World {
                 };
                 self.one(apps(), id, registered)?;
             }
-            ["publish", app, version, runtime] => self.publish(app, version, runtime)?,
+            ["publish", app, version, runtime, how @ ..] => {
+                self.publish(app, version, runtime, how)?;
+            }
             ["deploy", app, version] => {
                 let deploy = DeployId::mint();
                 self.deploys.push(deploy);
@@ -265,11 +276,20 @@ impl World {
                 detail: detail.replace('_', " "),
             },
         };
+        let (mut tags, mut memory, mut runtimes) = (Vec::new(), None, Vec::new());
+        for word in capabilities {
+            match word.split_once(':') {
+                Some(("tag", tag)) => tags.push(tag.to_owned()),
+                Some(("memory", size)) => memory = Some(size.parse()?),
+                _ => runtimes.push(capability(word)),
+            }
+        }
         let config = Config {
             host: host.parse()?,
             key: MeshKey(*blake3_of(host).first_chunk().ok_or("short")?),
-            tags: Vec::new(),
-            capabilities: capabilities.iter().map(capability).collect(),
+            tags,
+            capabilities: runtimes,
+            memory,
         };
         if let Some(batch) = join(&self.state, &config)? {
             self.append(batch)?;
@@ -278,7 +298,23 @@ impl World {
         Ok(())
     }
 
-    pub(super) fn publish(&mut self, app: &str, version: &str, runtime: &str) -> Fallible<()> {
+    pub(super) fn publish(
+        &mut self,
+        app: &str,
+        version: &str,
+        runtime: &str,
+        how: &[&str],
+    ) -> Fallible<()> {
+        let (mut placement, mut memory) = (Placement::default(), ByteSize::mib(64));
+        for word in how {
+            match word.split_once(':') {
+                Some(("name", name)) => placement.on = Machines::Name(name.parse()?),
+                Some(("tag", tag)) => placement.on = Machines::Tag(tag.to_owned()),
+                Some(("memory", size)) => memory = size.parse()?,
+                None if *word == "volume" => placement.volume = true,
+                _ => return Err(format!("not a placement: {word}").into()),
+            }
+        }
         let (runtime, filler) = match runtime.split_once('+') {
             Some((runtime, bytes)) => (runtime, bytes.parse()?),
             None => (runtime, 0),
@@ -294,12 +330,16 @@ impl World {
             run: RunConfig {
                 runtime,
                 entry: "app.wasm".to_owned(),
-                memory: ByteSize::mib(64),
+                memory,
                 env,
                 stop_timeout_ms: 30_000,
                 healthy_within_ms: 60_000,
+                image: None,
+                secrets: BTreeMap::new(),
+                egress: Vec::new(),
             },
             secrets: Vec::new(),
+            placement,
         };
         self.one(apps(), app_id(app), published)
     }
@@ -327,6 +367,7 @@ impl World {
             app_ula,
             instance_ula,
             key,
+            secrets: BTreeMap::new(),
         };
         let event = match what {
             "starting" => Event::from(AppStarting { of }),

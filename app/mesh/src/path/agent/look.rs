@@ -29,6 +29,7 @@ impl Agent {
         let path = self.route(now).first?;
         self.meet(path)?;
         self.sent(now);
+        self.expects(now);
         let id = u64::from_le_bytes(tabbify_process::random());
         self.say(path, &Message::Ping { id }, wishes);
         if self.echoes.len() >= ECHOES_MAX {
@@ -66,7 +67,7 @@ impl Agent {
             known.rtt = Some(known.rtt.map_or(took, |rtt| (rtt * 7 + took) / 8));
             known.prove(now);
             if self.current == Some(path) {
-                self.unanswered = None;
+                self.trust();
             }
             self.choose(now);
         }

@@ -40,6 +40,7 @@ fn pushed(app: AppId, n: usize) -> Vec<Event> {
             access: Access::Private,
             run: run(),
             secrets: Vec::new(),
+            placement: Placement::default(),
         }
         .into(),
         DeployRequested {
@@ -67,6 +68,7 @@ fn pushed(app: AppId, n: usize) -> Vec<Event> {
             app_ula: address,
             instance_ula: InstanceUla::derive(app, instance),
             key: MeshKey(Digest::of(app.uuid().as_bytes()).0),
+            secrets: BTreeMap::new(),
         }
         .into(),
         AppHealthy { of }.into(),

@@ -120,7 +120,10 @@ impl World {
                         seen.starting_for = Duration::from_secs(61);
                         Life::Alive(Control::Starting)
                     }
-                    Some(Process::Ready) => Life::Alive(Control::Ready { key: KEY }),
+                    Some(Process::Ready) => Life::Alive(Control::Ready {
+                        key: KEY,
+                        secrets: BTreeMap::new(),
+                    }),
                     Some(Process::Draining) => Life::Alive(Control::Draining),
                     Some(Process::Broken) => Life::Alive(Control::Failed),
                     None => Life::Dead(End::default()),

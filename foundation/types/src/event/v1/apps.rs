@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ASKED, FACT, InstanceRef, ORDER, REPORT, RunConfig};
+use super::{ASKED, FACT, InstanceRef, ORDER, Placement, REPORT, RunConfig};
 use crate::{AppId, AppName, AppUla, DeployId, Digest, DomainName, Tenant, VersionNumber};
 
 /// Who may open an app without a token.
@@ -49,6 +49,8 @@ events! {
         run: RunConfig => "What an instance of it needs to run.",
         #[serde(default)] secrets: Vec<String> =>
             "Names of the secrets it needs, without versions.",
+        #[serde(default)] placement: Placement =>
+            "Where its instances may run: on any machine, unless it says otherwise.",
     }
 
     /// An earlier version is to serve again; in the same batch as its `deploy_requested`.

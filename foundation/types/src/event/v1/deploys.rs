@@ -1,12 +1,14 @@
 //! `tenant_*.apps`: bringing a version into service, and what becomes of its instances. What a host
 //! reports, the coordinator checks and records here.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::{ASKED, FACT, FailureReason, InstanceRef, ORDER, REPORT, RunConfig};
 use crate::{
-    AppId, AppUla, DeployId, Digest, Epoch, HostName, InstanceId, InstanceUla, MeshKey, SlotId,
-    Tenant, VersionNumber,
+    AppId, AppUla, DeployId, Digest, Epoch, HostName, InstanceId, InstanceUla, MeshKey, SecretName,
+    SecretVersion, SlotId, Tenant, VersionNumber,
 };
 
 /// Why an app cannot run at all.
@@ -71,6 +73,9 @@ events! {
         app_ula: AppUla => "The app's address.",
         instance_ula: InstanceUla => "The instance's own address.",
         key: MeshKey => "The WireGuard key that the runner made.",
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        secrets: BTreeMap<SecretName, SecretVersion> =>
+            "The secrets that it got, with the versions of their values; left out if there are none.",
     }
 
     /// An instance answers.

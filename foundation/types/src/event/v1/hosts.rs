@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{AppId, ByteSize, InstanceId};
+use crate::{AppId, ByteSize, HostName, InstanceId, SecretName};
 
 /// Runtimes, by their names in `tabbify.toml`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -36,6 +36,87 @@ pub struct RunConfig {
     pub stop_timeout_ms: u64,
     /// How long a starting instance may take until it answers, in milliseconds.
     pub healthy_within_ms: u64,
+    /// How the image is run; `None` for a component.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageConfig>,
+    /// Variable → secret. Values are resolved when an instance starts, and never stand here.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub secrets: BTreeMap<String, SecretUse>,
+    /// Where it may connect to, as `[network] egress` has it; nowhere by default.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub egress: Vec<String>,
+}
+
+/// How an OCI image is run, in a container or in a microVM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageConfig {
+    /// A program and its arguments, instead of the image's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub command: Vec<String>,
+    /// Where it answers HTTP.
+    pub port: ImagePort,
+    /// A path that answers 2xx once it is healthy; without it, accepting a connection is enough.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_path: Option<String>,
+    /// The most processor time that it may use, in thousandths of a processor.
+    pub cpus_milli: u32,
+}
+
+/// Where an image answers HTTP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ImagePort {
+    /// Here; also in `$PORT`.
+    Number(u16),
+    /// Where its `EXPOSE` says, else on 8080.
+    OfImage,
+    /// Nowhere: a worker.
+    None,
+}
+
+/// A secret that an app uses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretUse {
+    /// Its name in the tenant.
+    pub name: SecretName,
+    /// How the app gets it.
+    #[serde(default)]
+    pub delivery: SecretDelivery,
+}
+
+/// How an app gets a secret.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SecretDelivery {
+    /// As the value of the variable.
+    #[default]
+    Env,
+    /// As a file whose path is in `<variable>_FILE`.
+    File,
+}
+
+/// Where the instances of a version may run.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Placement {
+    /// On which machines.
+    #[serde(default)]
+    pub on: Machines,
+    /// Whether they have a volume. It stays where it was made, and they with it.
+    #[serde(default)]
+    pub volume: bool,
+}
+
+/// Machines, as `[[deploy]] supervisor` names them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Machines {
+    /// Any that can run it.
+    #[default]
+    Any,
+    /// The one with this name.
+    Name(HostName),
+    /// Any whose token claims this tag.
+    Tag(String),
 }
 
 /// Which instance of which app an event is about.
@@ -63,4 +144,12 @@ pub enum FailureReason {
     Exited,
     /// The process could not be started.
     Spawn,
+    /// The image cannot be run: damaged, for another architecture, or without a command.
+    Image,
+    /// What runs it is missing or refuses: no container engine, no kernel, no `/dev/kvm`.
+    Runtime,
+    /// A secret that it needs cannot be had.
+    Secret,
+    /// It was ended because it used more memory than it may.
+    Memory,
 }

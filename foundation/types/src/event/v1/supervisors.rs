@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Home, home};
-use crate::HostName;
+use crate::{ByteSize, HostName};
 
 const SUPERVISORS: Home = home("platform.supervisors", "coordinator");
 
@@ -24,6 +24,8 @@ events! {
     SupervisorJoined = "supervisor_joined" at [SUPERVISORS] key "the host" {
         host: HostName => "The machine.",
         capabilities: Vec<Capability> => "As checked.",
+        #[serde(default)] memory: Option<ByteSize> =>
+            "The memory that it has for apps, if it said so.",
     }
 
     /// A machine has not been heard of for so long that its stateless apps go elsewhere.

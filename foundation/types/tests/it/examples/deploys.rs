@@ -7,11 +7,11 @@ use tabbify_types::event::v1::{
     AppPlaced, AppRegistered, AppRestartRequested, AppRolledBack, AppStartRequested, AppStarted,
     AppStarting, AppStopRequested, AppStopped, AppUnavailable, AppWakeRequested, AppWoken,
     DeployFinished, DeployOutcome, DeployRequested, DeploySuperseded, DomainAdded, DomainRemoved,
-    FailureReason, InstanceDrained, InstanceRef, RunConfig, RuntimeKind, TrafficShifted,
-    UnavailableReason, VersionPublished, VersionReserved,
+    FailureReason, InstanceDrained, InstanceRef, Machines, Placement, RunConfig, RuntimeKind,
+    TrafficShifted, UnavailableReason, VersionPublished, VersionReserved,
 };
 use tabbify_types::{
-    ByteSize, Epoch, Event, InstanceId, InstanceUla, SlotId, Tenant, VersionNumber,
+    ByteSize, Epoch, Event, InstanceId, InstanceUla, SecretVersion, SlotId, Tenant, VersionNumber,
 };
 
 use super::{address, app, deploy, digest, host, mesh_key, the};
@@ -33,6 +33,9 @@ fn run() -> RunConfig {
         env: BTreeMap::from([("GREETING".to_owned(), "hello".to_owned())]),
         stop_timeout_ms: 30_000,
         healthy_within_ms: 60_000,
+        image: None,
+        secrets: BTreeMap::new(),
+        egress: Vec::new(),
     }
 }
 
@@ -70,6 +73,10 @@ fn versions() -> Vec<Event> {
             access: Access::Private,
             run: run(),
             secrets: vec!["api-key".to_owned()],
+            placement: Placement {
+                on: Machines::Tag("gpu".to_owned()),
+                volume: false,
+            },
         }
         .into(),
     ]
@@ -113,6 +120,7 @@ fn instances() -> Vec<Event> {
             app_ula: address(),
             instance_ula: InstanceUla::derive(app(), InstanceId(7)),
             key: mesh_key(),
+            secrets: [(the("api-key"), SecretVersion(3))].into(),
         }
         .into(),
         AppHealthy { of: of() }.into(),

@@ -9,7 +9,8 @@ use tabbify_types::event::v1::{
     UserRegistered,
 };
 use tabbify_types::{
-    Base64Url, DeviceUla, Epoch, Event, HostUla, InstanceId, SlotId, Tenant, VerifyingKeyBytes,
+    Base64Url, ByteSize, DeviceUla, Epoch, Event, HostUla, InstanceId, SlotId, Tenant,
+    VerifyingKeyBytes,
 };
 
 use super::{address, app, host, mesh_key, sealed, the, time};
@@ -190,6 +191,7 @@ fn supervisors() -> Vec<Event> {
                 works: false,
                 detail: "no /dev/kvm".to_owned(),
             }],
+            memory: Some(ByteSize::mib(16 * 1024)),
         }
         .into(),
         SupervisorLost { host: host() }.into(),

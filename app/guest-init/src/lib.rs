@@ -1,0 +1,30 @@
+//! Process 1 of a microVM. The program is static and small; what it is made of is this library, whose
+//! parts without privilege are tested on the host, and whose [`wire`] and [`order`] both sides share.
+//!
+//! Plane: app, inside the guest. One thread, one loop over [`poll`](rustix::event::poll); owns no
+//! channel but the one to the host. It trusts the host and nobody in the guest.
+//!
+//! ```text
+//! kernel ─▶ mount /proc /sys /dev ─▶ modules ─▶ channel ─▶ BOOTED ... START ─▶ root, network, clock,
+//! entropy ─▶ app ─▶ loop: output, exec, stop, reaping ─▶ ENDED ─▶ reset, which ends the machine
+//! ```
+//! INVARIANT: whatever fails is told on the channel if there is one, and on the console; then the
+//! machine ends. A host that goes away ends it as well.
+
+pub mod order;
+pub mod wire;
+
+mod account;
+mod boot;
+mod channel;
+mod child;
+mod console;
+mod listeners;
+mod network;
+mod process;
+mod root;
+mod serve;
+mod signal;
+
+pub use boot::run;
+pub use signal::{signal_name, signal_number};

@@ -1,0 +1,279 @@
+//! The docker runtime: the version's image in a container of the machine's engine.
+//!
+//! ```text
+//! engine ─▶ archive ─▶ container ─┬─▶ task `container output`: its lines, into the app's log
+//!                                 ├─▶ task `container`: its end, whenever that is
+//!                                 └─▶ healthy ─▶ serve ([`crate::upstream`])
+//! ```
+//! A runner that is killed leaves the container: [`reap`] removes it, before anything else is made of the
+//! instance's directory.
+
+mod words;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tabbify_api::logs::Stream as LogStream;
+use tabbify_api::runner::Failure;
+use tabbify_api::{BoxFuture, ErrorCode};
+use tabbify_container::{
+    Archive, Container, End, Engine, PIDS_MAX, Reaped, Seen, Spec, Stream, healthy,
+};
+use tabbify_process::{Importance, Tasks, chain};
+use tabbify_types::event::v1::{FailureReason, ImageConfig, ImagePort, InstanceRef, RunConfig};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use self::words::{failed, failure, unhealthy};
+use crate::output::Output;
+use crate::runtime::{Body, Entry, OUTSIDE_FILE, RequestError, Runtime, Start};
+use crate::traffic::Permit;
+use crate::upstream::Upstream;
+
+/// LIMIT: how long the last lines of a container that has ended may take to come.
+const OUTPUT_WITHIN: Duration = Duration::from_secs(5);
+/// LIMIT: how long the engine may take to remove what was made, before it is left to [`reap`].
+const REMOVED_WITHIN: Duration = Duration::from_secs(30);
+
+/// How the container ended, or why that cannot be known; `None` while it runs.
+type Ended = Option<Result<End, String>>;
+
+/// A running container.
+pub struct Docker {
+    container: Container,
+    of: InstanceRef,
+    engine: Engine,
+    run: RunConfig,
+    /// `None` for a worker.
+    upstream: Option<Upstream>,
+    ended: watch::Receiver<Ended>,
+    printed: CancellationToken,
+}
+
+impl fmt::Debug for Docker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Docker")
+            .field("container", &self.container.id())
+            .field("upstream", &self.upstream)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Docker {
+    /// Starts the container and returns when it is healthy. Nothing is left of one that is not.
+    ///
+    /// # Errors
+    /// Why it is not.
+    pub async fn start(start: Start) -> Result<Self, Failure> {
+        let Entry::File(path) = start.entry else {
+            return Err(failure(
+                FailureReason::Spawn,
+                "its image is no file".to_owned(),
+            ));
+        };
+        let Some(image) = start.run.image.clone() else {
+            return Err(failure(FailureReason::Spawn, "it has no image".to_owned()));
+        };
+        let of = start.of;
+        let engine = Engine::connect(start.engine.as_deref()).await;
+        let engine = engine.map_err(|error| failed(&error))?;
+        let archive = open(path, &engine).await?;
+        let port = port(&image, &archive);
+        let spec = spec(of, &start.run, &image, port);
+        let intent = start.directory.join(OUTSIDE_FILE);
+        tabbify_process::files::write_atomic(&intent, b"container\n", 0o600).map_err(|error| {
+            let detail = format!("{} cannot be written: {error}", intent.display());
+            failure(FailureReason::Spawn, detail)
+        })?;
+        let made = engine.start(&archive, &spec).await;
+        let container = made.map_err(|error| failed(&error))?;
+        let (ended, printed) = watch_over(&container, &start.output, &start.tasks);
+        let address = port.map(|port| SocketAddr::new(container.address().into(), port));
+        let this = Self {
+            upstream: address.map(|address| Upstream::new(address, &start.tasks)),
+            container,
+            of,
+            engine,
+            run: start.run,
+            ended,
+            printed,
+        };
+        match this.healthy(&image, address).await {
+            Ok(()) => Ok(this),
+            Err(failure) => {
+                this.remove().await;
+                Err(failure)
+            }
+        }
+    }
+
+    /// Waits until it answers, or, as a worker, runs.
+    async fn healthy(
+        &self,
+        image: &ImageConfig,
+        address: Option<SocketAddr>,
+    ) -> Result<(), Failure> {
+        let Some(address) = address else {
+            return Ok(());
+        };
+        let within = Duration::from_millis(self.run.healthy_within_ms);
+        let path = image.health_path.as_deref();
+        let seen: Result<(), Seen> = tokio::select! {
+            failure = self.failure() => return Err(failure),
+            seen = healthy(address, path, within) => seen,
+        };
+        seen.map_err(|seen| {
+            let listening = self.container.listening();
+            let detail = unhealthy(address.port(), path, within, &seen, &listening);
+            failure(FailureReason::Unhealthy, detail)
+        })
+    }
+
+    /// Why it has ended, once it has, and its last lines are in the log.
+    async fn failure(&self) -> Failure {
+        let mut ended = self.ended.clone();
+        let ended = match ended.wait_for(Option::is_some).await {
+            Ok(ended) => ended.clone(),
+            Err(_) => None,
+        };
+        // A log that does not end must not hide why the app did.
+        let _ = tokio::time::timeout(OUTPUT_WITHIN, self.printed.cancelled()).await;
+        match ended {
+            Some(Ok(end)) => words::ended(&end, self.run.memory),
+            Some(Err(why)) => failure(FailureReason::Runtime, why),
+            None => failure(
+                FailureReason::Runtime,
+                "its container is not watched any more".to_owned(),
+            ),
+        }
+    }
+
+    /// Removes all that was made for the instance.
+    async fn remove(&self) {
+        match tokio::time::timeout(REMOVED_WITHIN, self.engine.reap(self.of)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(error = %chain(&error), "the container is left to the supervisor");
+            }
+            Err(_) => tracing::warn!("the container is left to the supervisor: no answer in time"),
+        }
+    }
+}
+
+impl Runtime for Docker {
+    fn serve(
+        &self,
+        request: http::Request<Body>,
+        permit: Permit,
+    ) -> BoxFuture<'_, Result<http::Response<Body>, RequestError>> {
+        Box::pin(async move {
+            match &self.upstream {
+                Some(upstream) => upstream.serve(request, permit).await,
+                None => {
+                    let detail = "The app is a worker, which answers no requests.";
+                    Err(RequestError::new(ErrorCode::AppNoResponse, detail))
+                }
+            }
+        })
+    }
+
+    fn ended(&self) -> BoxFuture<'_, Failure> {
+        Box::pin(self.failure())
+    }
+
+    fn stop(&self, grace: Duration) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            if let Err(error) = self.container.stop(grace).await {
+                tracing::warn!(error = %chain(&error), "the container cannot be stopped, removing it");
+            }
+            // What it says when it is stopped.
+            let _ = tokio::time::timeout(OUTPUT_WITHIN, self.printed.cancelled()).await;
+            self.remove().await;
+        })
+    }
+}
+
+/// Removes what a dead runner of this instance left in the engine.
+///
+/// # Errors
+/// The engine's.
+pub async fn reap(
+    of: InstanceRef,
+    engine: Option<&str>,
+) -> Result<Reaped, tabbify_container::Error> {
+    Engine::connect(engine).await?.reap(of).await
+}
+
+async fn open(path: PathBuf, engine: &Engine) -> Result<Archive, Failure> {
+    let architecture = engine.about().architecture;
+    let opened = tokio::task::spawn_blocking(move || Archive::open(&path, architecture)).await;
+    match opened {
+        Ok(Ok(archive)) => Ok(archive),
+        Ok(Err(error)) => Err(failed(&error.into())),
+        Err(panic) => Err(failure(
+            FailureReason::Image,
+            format!("reading it failed: {panic}"),
+        )),
+    }
+}
+
+fn port(image: &ImageConfig, archive: &Archive) -> Option<u16> {
+    match image.port {
+        ImagePort::Number(port) => Some(port),
+        ImagePort::OfImage => Some(archive.facts.port()),
+        ImagePort::None => None,
+    }
+}
+
+fn spec(of: InstanceRef, run: &RunConfig, image: &ImageConfig, port: Option<u16>) -> Spec {
+    let mut env = run.env.clone();
+    if let Some(port) = port {
+        env.insert("PORT".to_owned(), port.to_string());
+    }
+    let random = tabbify_process::random::<16>();
+    Spec {
+        of,
+        nonce: random.iter().map(|byte| format!("{byte:02x}")).collect(),
+        command: image.command.clone(),
+        env: env.into_iter().collect(),
+        memory: run.memory.bytes(),
+        cpus_milli: image.cpus_milli,
+        pids: PIDS_MAX,
+        read_only: false,
+    }
+}
+
+/// Watches a container's output and its end: the one is cancelled at its end, the other holds it.
+fn watch_over(
+    container: &Container,
+    output: &Output,
+    tasks: &Tasks,
+) -> (watch::Receiver<Ended>, CancellationToken) {
+    let printed = CancellationToken::new();
+    let [stdout, stderr] = [LogStream::Stdout, LogStream::Stderr].map(|of| output.printer(of));
+    let (following, done) = (container.clone(), printed.clone().drop_guard());
+    tasks.spawn("container output", Importance::Detached, async move {
+        let take = |stream: Stream, piece: Bytes| {
+            let printer = match stream {
+                Stream::Stdout => stdout.clone(),
+                Stream::Stderr => stderr.clone(),
+            };
+            async move { printer.print(&piece).await }
+        };
+        following.follow(take).await;
+        stdout.finish().await;
+        stderr.finish().await;
+        drop(done);
+    });
+    let (ended, receiver) = watch::channel(None);
+    let waiting = container.clone();
+    tasks.spawn("container", Importance::Detached, async move {
+        let end = waiting.wait().await;
+        // Who does not want to know has stopped it.
+        let _ = ended.send(Some(end.map_err(|error| chain(&error).to_string())));
+    });
+    (receiver, printed)
+}
