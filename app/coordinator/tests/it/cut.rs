@@ -55,6 +55,16 @@ impl Runner {
             }
         });
         eventually(|| async { if remote.is_live() { Ok(()) } else { Err(()) } }).await?;
+        // Where the platform of the test said that it is nobody listens: whoever asked before would remember that.
+        let (own, at) = (
+            platform.coordinator.resolver(key_of(of)),
+            mesh.underlay_addr()?,
+        );
+        eventually(|| async {
+            let told = own.by_key(key_of(of)).await.map_err(drop)?;
+            told.endpoints.contains(&at).then_some(()).ok_or(())
+        })
+        .await?;
         Ok(Self { of, remote, mesh })
     }
 
@@ -140,7 +150,6 @@ async fn a_released_lease_cuts_its_streams() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rule_that_is_taken_back_cuts_what_it_let_in() {
-    tabbify_process::telemetry::init();
     let platform = Platform::start().await.unwrap();
     platform.join(&Invitation::of("box2")).await.unwrap();
     let (main, other): (Tenant, Tenant) = (Tenant::main(), "other".parse().unwrap());
