@@ -1,13 +1,12 @@
 //! A gateway, the platform's end of the mesh behind it, apps, and devices whose clients speak WireGuard.
 
-use std::collections::BTreeMap;
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tabbify_api::BoxFuture;
 use tabbify_api::device::{Device, DeviceOrder, DeviceRemoval, Devices as _};
-use tabbify_api::mesh::{PeerRecord, ResolveError, Resolver};
+use tabbify_api::mesh::{PeerRecord, ResolveError, Resolver, Roster};
 use tabbify_mesh::{Config as MeshConfig, Mesh, PrivateKey, StackChoice};
 use tabbify_mesh_gateway::{Config, Gateway, Limits};
 use tabbify_process::Tasks;
@@ -22,34 +21,6 @@ pub(crate) const WATCHDOG: Duration = Duration::from_secs(60);
 
 /// An app's address that nobody has.
 pub(crate) const NOBODY: Ipv6Addr = Ipv6Addr::new(0xfd5a, 0x1f02, 9, 9, 9, 0, 0, 1);
-
-/// Everybody of the platform's mesh.
-#[derive(Debug, Default)]
-struct Roster(Mutex<BTreeMap<MeshKey, PeerRecord>>);
-
-impl Roster {
-    fn put(&self, record: PeerRecord) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.insert(record.key, record);
-    }
-
-    fn find(&self, which: impl Fn(&PeerRecord) -> bool) -> Option<PeerRecord> {
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.values().find(|record| which(record)).cloned()
-    }
-}
-
-impl Resolver for Roster {
-    fn by_address(&self, address: Ipv6Addr) -> BoxFuture<'_, Result<PeerRecord, ResolveError>> {
-        let found = self.find(|record| record.addresses.contains(&address));
-        Box::pin(async move { found.ok_or(ResolveError::NoLease(address)) })
-    }
-
-    fn by_key(&self, key: MeshKey) -> BoxFuture<'_, Result<PeerRecord, ResolveError>> {
-        let found = self.find(|record| record.key == key);
-        Box::pin(async move { found.ok_or(ResolveError::UnknownKey(key)) })
-    }
-}
 
 /// What a device's client knows: its gateway, behind which everything is.
 #[derive(Debug)]
@@ -80,6 +51,7 @@ impl Resolver for OnlyGateway {
 pub(crate) struct Net {
     pub(crate) people: Arc<People>,
     pub(crate) gateway: Gateway,
+    /// Everybody of the platform's mesh.
     roster: Arc<Roster>,
     pub(crate) tasks: Tasks,
     behind: Mutex<Vec<Ipv6Addr>>,
