@@ -5,22 +5,18 @@
 
 #[path = "common/initiations.rs"]
 mod initiations;
-#[path = "common/roster.rs"]
-mod roster;
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tabbify_api::mesh::{PeerRecord, Resolver};
+use tabbify_api::mesh::{PeerRecord, Resolver, Roster};
 use tabbify_mesh::{Config, Mesh, PrivateKey, Stats};
 use tabbify_process::{Importance, Tasks};
 use tabbify_types::APP_PORT;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::{Instant, MissedTickBehavior};
-
-use roster::Roster;
 
 type Fallible<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 

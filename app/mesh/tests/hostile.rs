@@ -5,9 +5,6 @@
 //! `TABBIFY_TEST_LENGTH=long` sends a hundred times as many.
 #![expect(clippy::print_stderr, reason = "figures for people")]
 
-#[path = "common/roster.rs"]
-mod roster;
-
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -15,7 +12,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use proptest::test_runner::{TestCaseError, TestRunner};
-use tabbify_api::mesh::{PeerRecord, Resolver};
+use tabbify_api::mesh::{PeerRecord, Resolver, Roster};
 use tabbify_mesh::{
     Config, Mesh, PrivateKey, Relay, RelayLimits, RelayServer, StackChoice, StackInUse, Stream,
 };
@@ -25,8 +22,6 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UdpSocket;
 use tokio::runtime::Runtime;
 use tokio::time::Instant;
-
-use roster::Roster;
 
 type Fallible<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 

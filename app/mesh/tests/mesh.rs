@@ -3,14 +3,11 @@
 //! those with the kernel's need the right to make a network namespace, or a user namespace.
 #![expect(clippy::print_stderr, reason = "a test that cannot run says so")]
 
-#[path = "common/roster.rs"]
-mod roster;
-
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tabbify_api::mesh::{PeerRecord, Resolver};
+use tabbify_api::mesh::{PeerRecord, Resolver, Roster};
 use tabbify_mesh::{
     Config, DialError, Listener, Mesh, MeshError, PrivateKey, StackChoice, StackInUse, Stats,
     Stream,
@@ -19,8 +16,6 @@ use tabbify_process::{Importance, Tasks};
 use tabbify_types::APP_PORT;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::Instant;
-
-use roster::Roster;
 
 type Fallible<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
@@ -346,7 +341,7 @@ async fn a_stranger_is_refused_until_it_is_known(net: Net) -> Fallible {
     stream.write_all(b"x").await?;
     within(async { Ok(stream.read_exact(&mut [0; 1]).await?) }).await?;
     // Its key is taken back: the next handshake with it ends the session.
-    net.roster.records().remove(&stranger.public_key());
+    net.roster.remove(stranger.public_key());
     let again = net.stranger(1, key)?;
     tokio::select! {
         dialed = again.dial(app(2)) => assert!(dialed.is_err()),

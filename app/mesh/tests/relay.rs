@@ -1,14 +1,11 @@
 //! Real relays on the loopback: over UDP and over TLS, for endpoints that cannot reach each other (one
 //! has IPv4 only, the other IPv6 only) and for those that can, and find out.
 
-#[path = "common/roster.rs"]
-mod roster;
-
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tabbify_api::mesh::{PeerRecord, Resolver};
+use tabbify_api::mesh::{PeerRecord, Resolver, Roster};
 use tabbify_mesh::{
     Config, DialError, Listener, Mesh, Path, PrivateKey, Relay, RelayLimits, RelayServer, RelayTls,
     StackChoice, Stream,
@@ -20,8 +17,6 @@ use tokio::net::TcpListener;
 use tokio::time::Instant;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
-
-use roster::Roster;
 
 type Fallible<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tabbify_api::mesh::{PeerRecord, Resolver};
+use tabbify_api::mesh::{PeerRecord, Resolver, Roster};
 use tabbify_mesh::{
     Config, Mesh, Path, PrivateKey, Relay, RelayLimits, RelayServer, RelayTls, Stream,
 };
@@ -19,7 +19,6 @@ use tokio_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 
 use crate::lab::Lab;
 use crate::place::Place;
-use crate::roster::Roster;
 use crate::{Extra, Fallible};
 
 /// LIMIT: until the relay carries, and until a direct path is there.

@@ -13,8 +13,6 @@ mod ends;
 mod hostile;
 mod lab;
 mod place;
-#[path = "../common/roster.rs"]
-mod roster;
 mod wire;
 
 use std::process::{Command, ExitCode};
