@@ -1,6 +1,6 @@
 //! Writes a log to keep for ever: every event of the catalog of this version, in each of its places,
 //! in extents of a few KiB. Each release that writes something new makes its own, once:
-//! `cargo run -p tabbify-testing --example fixture_log -- testing/fixtures/log-v3`.
+//! `cargo run -p tabbify-testing --example fixture_log -- testing/fixtures/log-v4`.
 
 use std::path::Path;
 use std::sync::Arc;

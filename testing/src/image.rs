@@ -23,6 +23,7 @@ pub struct Image {
     architecture: String,
     files: Vec<(String, u32, Vec<u8>)>,
     busybox: bool,
+    traversing: bool,
 }
 
 impl Default for Image {
@@ -32,6 +33,7 @@ impl Default for Image {
             architecture: machine().to_owned(),
             files: Vec::new(),
             busybox: true,
+            traversing: false,
         }
     }
 }
@@ -80,11 +82,19 @@ impl Image {
         self
     }
 
+    /// With a file in its layer that would be written outside of the image.
+    #[must_use]
+    pub const fn traversing(mut self) -> Self {
+        self.traversing = true;
+        self
+    }
+
     fn layer(&self) -> anyhow::Result<Vec<u8>> {
         let mut tar = tar::Builder::new(Vec::new());
         let mut folder = tar::Header::new_gnu();
         folder.set_entry_type(tar::EntryType::Directory);
         folder.set_mode(0o1777);
+        of_root(&mut folder);
         folder.set_size(0);
         for name in ["tmp/", "data/", "bin/"] {
             tar.append_data(&mut folder.clone(), name, &[][..])?;
@@ -96,11 +106,23 @@ impl Image {
                 link.set_entry_type(tar::EntryType::Symlink);
                 link.set_size(0);
                 link.set_mode(0o777);
+                of_root(&mut link);
                 tar.append_link(&mut link, format!("bin/{applet}"), "busybox")?;
             }
         }
         for (path, mode, content) in &self.files {
             append(&mut tar, path, *mode, content)?;
+        }
+        if self.traversing {
+            // No builder of archives takes such a name; whoever writes one does it by hand.
+            let mut header = tar::Header::new_ustar();
+            let name = b"../../tmp/escaped";
+            header.as_old_mut().name[..name.len()].copy_from_slice(name);
+            header.set_mode(0o644);
+            header.set_size(0);
+            of_root(&mut header);
+            header.set_cksum();
+            tar.append(&header, &[][..])?;
         }
         Ok(tar.into_inner()?)
     }
@@ -174,6 +196,13 @@ impl Image {
     }
 }
 
+/// A number that is left out is not one to every reader.
+fn of_root(header: &mut tar::Header) {
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+}
+
 fn append<W: std::io::Write>(
     tar: &mut tar::Builder<W>,
     name: &str,
@@ -183,6 +212,7 @@ fn append<W: std::io::Write>(
     let mut header = tar::Header::new_gnu();
     header.set_size(content.len() as u64);
     header.set_mode(mode);
+    of_root(&mut header);
     tar.append_data(&mut header, name, content)
 }
 

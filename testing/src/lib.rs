@@ -5,7 +5,9 @@
 
 pub mod apart;
 pub mod catalog;
+pub mod dns;
 pub mod dockerd;
+pub mod guest;
 pub mod http;
 pub mod image;
 pub mod machine;

@@ -104,11 +104,11 @@ async fn manifest_with_an_unknown_key_uploads_nothing() -> anyhow::Result<()> {
     // A feature that is not built yet is refused by name, never ignored.
     manifest(
         &folder,
-        "[app]\nname = \"shop\"\n[build]\nwasm = \"a.wasm\"\n[network]\negress = [\"any\"]\n",
+        "[app]\nname = \"shop\"\n[build]\nwasm = \"a.wasm\"\n[events]\nemit = [\"chat\"]\n",
     )?;
     let (code, said) = refused(&platform, &folder).await?;
     ensure!(
-        code == 2 && said.contains("egress") && said.contains("not supported yet"),
+        code == 2 && said.contains("emit") && said.contains("not supported yet"),
         "{said}"
     );
     ensure!(

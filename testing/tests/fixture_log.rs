@@ -25,7 +25,7 @@ struct Fixture {
     kinds: usize,
 }
 
-const FIXTURES: [Fixture; 3] = [
+const FIXTURES: [Fixture; 4] = [
     Fixture {
         name: "log-v1",
         head: 90,
@@ -43,6 +43,12 @@ const FIXTURES: [Fixture; 3] = [
         head: 97,
         digest: "743fac97f23e5fa7bdb3d02d389fcfbdff9a4fd37289c4dc70cf9f4c805efec6",
         kinds: 78,
+    },
+    Fixture {
+        name: "log-v4",
+        head: 99,
+        digest: "b8e3cc7de760f1f5853d4ec77e091406d3a3b71b11495ec558647b1e3620faf7",
+        kinds: 80,
     },
 ];
 

@@ -170,7 +170,7 @@ fn files_are_short_and_say_what_they_are() {
 #[test]
 fn vocabulary_stays_small() {
     for (room, max) in [
-        ("foundation/types/src", 2_800), // docs/adr/0008
+        ("foundation/types/src", 2_900), // docs/adr/0008
         ("foundation/process/src", 1_500),
     ] {
         let sources = files(&[".rs"])

@@ -20,7 +20,7 @@ struct Bench {
     crates: &'static [(&'static str, &'static str)],
 }
 
-const BENCHES: [Bench; 2] = [
+const BENCHES: [Bench; 3] = [
     Bench {
         name: "log",
         package: "tabbify-log",
@@ -43,6 +43,14 @@ const BENCHES: [Bench; 2] = [
             ("wireguard-go", "wireguard-go"),
         ],
         crates: &[("boringtun-cli", "0.7.1"), ("gotatun-cli", "0.10.2")],
+    },
+    Bench {
+        name: "runtimes",
+        package: "tabbify-runner",
+        program: "runtimes",
+        peers: &[("wrk", "wrk")],
+        // The engine's own version. Building it takes as long as building us.
+        crates: &[("wasmtime-cli", "48.0.8")],
     },
 ];
 

@@ -6,10 +6,12 @@ use crate::run::{root, step, step_with};
 use crate::setup;
 
 /// Packages outside the workspace that are checked like it: built for wasm32-wasip2.
-const WASM_PACKAGES: [&str; 8] = [
+const WASM_PACKAGES: [&str; 10] = [
     "examples/hello-wasm",
     "examples/stream-wasm",
     "testing/fixtures/wasm/ask",
+    "testing/fixtures/wasm/conform",
+    "testing/fixtures/wasm/disk",
     "testing/fixtures/wasm/secret",
     "testing/fixtures/wasm/trap",
     "testing/fixtures/wasm/loop",

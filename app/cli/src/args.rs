@@ -67,6 +67,13 @@ pub(crate) enum Command {
     Apps,
     /// What the app prints
     Logs(LogsArgs),
+    /// Run a command in the app, as its user: tcli exec [APP] -- COMMAND. It ends as the command does
+    Exec(ExecArgs),
+    /// Reach a raw port of the app on this machine: tcli forward [APP] [LOCAL:]PORT
+    Forward(ForwardArgs),
+    /// What apps keep on the machines that run them
+    #[command(subcommand)]
+    Volumes(VolumesCommand),
     /// What has happened in the tenant, from the log
     Events(EventsArgs),
     /// Print a link that signs a browser in to the app, and open it
@@ -91,6 +98,57 @@ pub(crate) struct RestartArgs {
     /// The app, by name or id [default: the folder's]
     #[arg(value_name = "APP")]
     pub(crate) name: Option<String>,
+}
+
+/// Of `exec`.
+#[derive(Debug, Args)]
+pub(crate) struct ExecArgs {
+    /// The app, by name or id [default: the folder's]
+    #[arg(value_name = "APP")]
+    pub(crate) name: Option<String>,
+    /// The program and its arguments. Its name is recorded, and its arguments are not
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<String>,
+}
+
+/// Of `forward`.
+#[derive(Debug, Args)]
+pub(crate) struct ForwardArgs {
+    /// The app, by name or id, and the number of one of its [[port]] blocks; the app may be left out. Before
+    /// the port and a colon the local one, if it is to be another; 0 takes any
+    #[arg(required = true, num_args = 1..=2, value_names = ["APP", "PORT"])]
+    pub(crate) what: Vec<String>,
+}
+
+/// Of `volumes`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum VolumesCommand {
+    /// The app's volumes: where they are, how large, who has them
+    List(VolumeArgs),
+    /// Remove a volume of the app, with all that is in it: there is no way back
+    Rm(RemoveVolumeArgs),
+}
+
+/// Of `volumes list`.
+#[derive(Debug, Args)]
+pub(crate) struct VolumeArgs {
+    /// The app, by name or id [default: the folder's]
+    #[arg(value_name = "APP")]
+    pub(crate) name: Option<String>,
+}
+
+/// Of `volumes rm`.
+#[derive(Debug, Args)]
+pub(crate) struct RemoveVolumeArgs {
+    /// The app, by name or id
+    #[arg(value_name = "APP")]
+    pub(crate) name: String,
+    /// The machine that has it, as `tcli volumes list` says
+    #[arg(value_name = "MACHINE")]
+    pub(crate) machine: String,
+    /// The app's name once more: what is in the volume is lost
+    #[arg(long, value_name = "APP")]
+    pub(crate) confirm: String,
 }
 
 /// Of `secrets`.

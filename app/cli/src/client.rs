@@ -12,11 +12,13 @@ use tabbify_api::apps::{
     ReserveVersion, ReservedVersion, VersionView,
 };
 use tabbify_api::artifact::ArtifactPath;
+use tabbify_api::attach::RunCommand;
 use tabbify_api::auth::{Identity, WHOAMI_PATH};
 use tabbify_api::error::ErrorCode;
 use tabbify_api::machines::{MACHINES_PATH, MachineList, MachineView};
 use tabbify_api::secrets::{SECRETS_PATH, SecretList, SecretView};
-use tabbify_types::{AppId, DeployId, SecretName, SigningKeyId, VersionNumber};
+use tabbify_api::volumes::VolumeList;
+use tabbify_types::{AppId, DeployId, HostName, SecretName, SigningKeyId, VersionNumber};
 use ureq::http::Method;
 
 use crate::error::{Code, Exit, Failure, Result, exit_of};
@@ -204,6 +206,50 @@ impl Client {
             .stream())
     }
 
+    /// Runs a command in the app; its lines as NDJSON. Not repeated: twice is twice.
+    pub(crate) fn exec(&self, app: AppId, command: &RunCommand) -> Result<impl Read + use<>> {
+        let body = serde_json::to_vec(command).expect("the contract's shapes are JSON");
+        let request = Request {
+            method: Method::POST,
+            path: format!("/v1/apps/{app}/exec"),
+            payload: Payload::Json(body),
+            repeat: Repeat::Never,
+            wait: Duration::ZERO,
+        };
+        Ok(self.call(&request)?.stream())
+    }
+
+    /// Whether the app has this raw port, and we may connect to it: the platform says what is wrong with a
+    /// request that connects to nothing, and of all that only that.
+    pub(crate) fn check_port(&self, app: AppId, port: u16) -> Result<()> {
+        match self.call(&Request::get(path_of_port(app, port))) {
+            Err(failure) if failure.is(ErrorCode::BadRequest) => Ok(()),
+            Err(failure) if failure.is(ErrorCode::NotFound) => Err(Failure {
+                exit: Exit::Usage,
+                ..failure
+            }),
+            Err(failure) => Err(failure),
+            Ok(_) => Ok(()),
+        }
+    }
+
+    pub(crate) fn volumes(&self, app: AppId) -> Result<VolumeList> {
+        let path = tabbify_api::volumes::path_of(app);
+        self.call(&Request::get(path))?.json(&self.http)
+    }
+
+    /// Not repeated: the volume of another instance may be there by then.
+    pub(crate) fn remove_volume(&self, app: AppId, machine: &HostName) -> Result<()> {
+        let request = Request {
+            method: Method::DELETE,
+            path: format!("{}/{machine}", tabbify_api::volumes::path_of(app)),
+            payload: Payload::None,
+            repeat: Repeat::Never,
+            wait: Duration::from_secs(30),
+        };
+        self.call(&request).map(|_| ())
+    }
+
     /// The tenant's events as NDJSON; `query` is `after=&segment=&type=&key=&follow=`.
     pub(crate) fn events(&self, query: &str) -> Result<impl Read + use<>> {
         Ok(self
@@ -242,6 +288,11 @@ impl Client {
         }
         accepted(answer, &self.http)
     }
+}
+
+/// Where the bytes of an app's raw port are.
+pub(crate) fn path_of_port(app: AppId, port: u16) -> String {
+    format!("/v1/apps/{app}/ports/{port}")
 }
 
 /// A problem document as any release of the platform writes it: `code` may be one we do not know.

@@ -4,6 +4,8 @@ mod address;
 mod apps;
 mod deploy;
 mod events;
+mod exec;
+mod forward;
 mod init;
 mod lines;
 mod logs;
@@ -14,12 +16,15 @@ mod push;
 mod secrets;
 mod status;
 mod token;
+mod volumes;
 mod whoami;
 
 use tabbify_api::apps::AppView;
 use tabbify_types::{AppId, AppName};
 
-use crate::args::{Cli, Command, Global, MachinesCommand, NodeCommand, SecretsCommand};
+use crate::args::{
+    Cli, Command, Global, MachinesCommand, NodeCommand, SecretsCommand, VolumesCommand,
+};
 use crate::client::Client;
 use crate::env::Environment;
 use crate::error::{Code, Exit, Failure, Result};
@@ -48,6 +53,10 @@ pub(crate) fn run(cli: Cli) -> Result<Exit> {
         Command::Status => status::run(&tool),
         Command::Apps => apps::run(&tool),
         Command::Logs(args) => logs::run(&tool, args),
+        Command::Exec(args) => exec::run(&tool, args),
+        Command::Forward(args) => forward::run(&tool, args),
+        Command::Volumes(VolumesCommand::List(args)) => volumes::list(&tool, args),
+        Command::Volumes(VolumesCommand::Rm(args)) => volumes::remove(&tool, args),
         Command::Events(args) => events::run(&tool, args),
         Command::Open(args) => open::run(&tool, args),
         Command::Address(args) => address::run(&tool, args),

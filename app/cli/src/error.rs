@@ -12,20 +12,36 @@ use tabbify_types::event::v1::FailureReason;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exit {
     /// It did what it was asked.
-    Fine = 0,
+    Fine,
     /// The app, or its build, is at fault.
-    App = 1,
+    App,
     /// The command, the files or the credentials are at fault.
-    Usage = 2,
+    Usage,
     /// The platform, or the way to it, is at fault.
-    Platform = 3,
+    Platform,
     /// A person must approve first.
-    Approval = 4,
+    Approval,
+    /// A command in an app ended so: `exec` ends as it did.
+    Command(u8),
+}
+
+impl Exit {
+    /// The program's exit code.
+    pub(crate) const fn code(self) -> u8 {
+        match self {
+            Self::Fine => 0,
+            Self::App => 1,
+            Self::Usage => 2,
+            Self::Platform => 3,
+            Self::Approval => 4,
+            Self::Command(code) => code,
+        }
+    }
 }
 
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
-        Self::from(exit as u8)
+        Self::from(exit.code())
     }
 }
 
@@ -106,6 +122,10 @@ codes! {
     BadAnswer = "bad_answer", Platform;
     /// The deploy did not come to an end in time.
     StillRunning = "still_running", Platform;
+    /// A command in an app was not run, or not to its end.
+    CommandFailed = "command_failed", App;
+    /// A port of this machine cannot be had.
+    Port = "port", Usage;
     /// Whoever read our output has gone; nothing is said about it.
     OutputClosed = "output_closed", Fine;
 }
@@ -242,6 +262,7 @@ pub(crate) fn exit_of_deploy(code: &str) -> Exit {
             | FailureReason::Exited
             | FailureReason::Image
             | FailureReason::Secret
+            | FailureReason::Volume
             | FailureReason::Memory,
         ) => Exit::App,
         Ok(FailureReason::Artifact | FailureReason::Spawn | FailureReason::Runtime) => {
@@ -261,7 +282,7 @@ mod tests {
         let document = include_str!("../../../docs/operating/tcli-json.md");
         for code in Code::ALL {
             if code.exit() != Exit::Fine {
-                let row = format!("| `{}` | {} |", code.as_str(), code.exit() as u8);
+                let row = format!("| `{}` | {} |", code.as_str(), code.exit().code());
                 assert!(document.contains(&row), "tcli-json.md lacks the row {row}");
             }
         }

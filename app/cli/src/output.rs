@@ -85,7 +85,7 @@ fn print_document(failure: &Failure) {
             "code": failure.code,
             "what": failure.what,
             "fix": failure.fix,
-            "exit": failure.exit as u8,
+            "exit": failure.exit.code(),
         },
         "operation": failure.operation,
     });

@@ -146,8 +146,10 @@ impl fmt::Debug for Sha256 {
 /// What an image says of itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Facts {
-    /// Whether it says what to run.
-    pub has_command: bool,
+    /// What it runs: its entry point and what follows that; empty if it does not say.
+    pub command: Vec<String>,
+    /// Whom it runs as, in its own words: `1000`, `app:users`; empty for root.
+    pub user: String,
     /// The TCP ports that it exposes, sorted.
     pub ports: Vec<u16>,
 }

@@ -13,7 +13,9 @@ use bollard::query_parameters::{
 use futures_util::StreamExt as _;
 use tokio::time::Instant;
 
+use crate::enter::bring;
 use crate::error::{is_conflict, is_missing, status};
+use crate::network::Network;
 use crate::{Archive, Engine, Error, Spec};
 
 /// LIMIT: how often an image that was removed meanwhile is loaded again.
@@ -94,26 +96,46 @@ impl Engine {
     /// # Errors
     /// Why not.
     pub async fn start(&self, archive: &Archive, spec: &Spec) -> Result<Container, Error> {
-        if spec.command.is_empty() && !archive.facts.has_command {
-            return Err(crate::ArchiveError::NoCommand.into());
-        }
-        let name = spec.name();
-        let subnet = self
-            .create_network(&name, &spec.nonce, &spec.labels())
-            .await?;
+        let network = self.network(spec).await?;
+        self.start_in(network, archive, spec).await
+    }
+
+    /// The same in a network that was made for this `spec`, but for its variables. The network goes as well if
+    /// it fails.
+    ///
+    /// # Errors
+    /// Why not.
+    pub async fn start_in(
+        &self,
+        network: Network,
+        archive: &Archive,
+        spec: &Spec,
+    ) -> Result<Container, Error> {
+        let (name, host) = (network.name.clone(), network.host());
         let started = async {
+            runnable(archive, spec)?;
             let id = self.create(archive, spec).await?;
+            let pipe = match &spec.enter {
+                Some(enter) => Some((self.pipe_to(&id).await?, enter)),
+                None => None,
+            };
             self.docker
                 .start_container(&id, None)
                 .await
                 .map_err(refused)?;
-            self.inspected(id, name.clone(), subnet.host()).await
+            if let Some((pipe, enter)) = pipe {
+                bring(pipe, enter.whole()).await?;
+            }
+            self.inspected(id, name.clone(), host).await
         };
         match started.await {
             Ok(container) => Ok(container),
             Err(error) => {
                 // What made it fail matters more than what is left, which the next reaping finds.
-                let removed = self.remove_parts(&name, &name).await;
+                let removed = match self.remove_parts(&name, &name).await {
+                    Ok(()) => self.remove_unused_images().await.map(drop),
+                    Err(error) => Err(error),
+                };
                 if let Err(error) = removed {
                     tracing::warn!(%error, name, "a container that failed to start is left");
                 }
@@ -130,7 +152,7 @@ impl Engine {
             let options = CreateContainerOptionsBuilder::default()
                 .name(&spec.name())
                 .build();
-            let body = spec.body(&image);
+            let body = spec.body(&image, &archive.facts);
             match self.docker.create_container(Some(options), body).await {
                 Ok(created) => return Ok(created.id),
                 // Somebody found it unused, between the two.
@@ -194,6 +216,13 @@ impl Engine {
         // However it ends, it is gone, or the network's removal says that it is not.
         let _ = tokio::time::timeout(AWAY_MAX, gone.next()).await;
     }
+}
+
+fn runnable(archive: &Archive, spec: &Spec) -> Result<(), Error> {
+    if spec.command.is_empty() && archive.facts.command.is_empty() {
+        return Err(crate::ArchiveError::NoCommand.into());
+    }
+    Ok(())
 }
 
 /// An engine refuses a program that is not there, or not one, with 400, in words that name it.

@@ -14,12 +14,14 @@
 //! Invariants:
 //! - an engine sees nothing of an image's file but checked content under names of ours;
 //! - every container has a limit on memory, processor time, processes, output and `/tmp`, rights that end
-//!   where its files do, and a network on which it and this machine are alone, whose ports are closed to it;
+//!   where its files do, and a network on which it and this machine are alone, whose ports are closed to it but
+//!   the one at which its runner listens;
 //! - all that is made for an instance has its labels, so that it is found after whoever made it has died.
 
 mod archive;
 mod container;
 mod engine;
+mod enter;
 mod error;
 mod exec;
 mod health;
@@ -35,10 +37,12 @@ pub use archive::{
 };
 pub use container::{Container, End, seconds};
 pub use engine::{About, DEFAULT_ADDRESS, Engine};
+pub use enter::{Enter, EnterError};
 pub use error::Error;
-pub use exec::{Executed, OUTPUT_LEN_MAX, Usage};
+pub use exec::{Executed, OUTPUT_LEN_MAX, Running, RunningHandle, Usage};
 pub use health::{Seen, healthy};
 pub use image::Image;
+pub use network::{Listener, Network, PORT};
 pub use output::Stream;
 pub use reap::Reaped;
-pub use spec::{PIDS_MAX, Spec};
+pub use spec::{PIDS_MAX, Spec, Volume};

@@ -1,22 +1,24 @@
 //! A network for each container: a bridge without a way out, on which the container and the machine are
-//! alone, and from which the machine's own ports are closed.
+//! alone, and from which the machine's own ports are closed but for one: where the container's runner listens.
 //!
 //! ```text
-//! 10.213.x.y/29   host (gateway): .1, where the runner may listen for it one day
+//! 10.213.x.y/29   host (gateway): .1, where the runner listens for it, on this bridge alone
 //!                 container:      .2, where the runner dials
 //! ```
 
 use std::collections::HashMap;
-use std::net::{Ipv4Addr, UdpSocket};
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::Path;
 use std::process::Stdio;
 
 use bollard::models::{Ipam, IpamConfig, NetworkCreateRequest};
 use rustix::net::netdevice::name_to_index;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::process::Command;
 
 use crate::error::{is_missing, status};
-use crate::{Engine, Error};
+use crate::{Engine, Error, Spec};
 
 /// The addresses that networks are cut from: private ones, and out of the engine's own pools.
 const POOL: u32 = u32::from_be_bytes([10, 213, 0, 0]);
@@ -32,6 +34,14 @@ const TRIES: u32 = 128;
 const BRIDGE: &str = "tabb";
 /// Where `iptables` is, for a process without a search path.
 const IPTABLES: [&str; 3] = ["/usr/sbin/iptables", "/sbin/iptables", "/usr/bin/iptables"];
+
+/// The one port of the machine's end that a container reaches: its runner's, for its way out. A privileged one:
+/// else any user of the machine could take it before, and be what containers reach.
+pub const PORT: u16 = 731;
+/// Connections that wait to be taken there.
+const BACKLOG: u32 = 256;
+/// The chain of our rules.
+const CHAIN: &str = "TABBIFY";
 
 /// Eight addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,9 +70,85 @@ fn bridge(nonce: &str) -> String {
     name
 }
 
+/// The closed network of a container that is not there yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Network {
+    pub(crate) name: String,
+    bridge: String,
+    subnet: Subnet,
+}
+
+impl Network {
+    /// The machine's end.
+    #[must_use]
+    pub fn host(&self) -> Ipv4Addr {
+        self.subnet.host()
+    }
+
+    /// Listens at the machine's end, at [`PORT`], for this container and nobody else.
+    ///
+    /// # Errors
+    /// Those of a socket.
+    pub fn listen(&self) -> io::Result<Listener> {
+        let socket = TcpSocket::new_v4()?;
+        // What comes by another interface is not for this one, whatever address it names.
+        socket.bind_device(Some(self.bridge.as_bytes()))?;
+        socket.bind((self.host(), PORT).into())?;
+        Ok(Listener {
+            socket: socket.listen(BACKLOG)?,
+            host: self.host(),
+        })
+    }
+}
+
+/// Takes the connections of one container.
+#[derive(Debug)]
+pub struct Listener {
+    socket: TcpListener,
+    host: Ipv4Addr,
+}
+
+impl Listener {
+    /// Where the container finds it.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::new(self.host.into(), PORT)
+    }
+
+    /// The next connection, and whose it is. Dropping the future loses none.
+    ///
+    /// # Errors
+    /// Those of a socket.
+    pub async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        loop {
+            let (stream, from) = self.socket.accept().await?;
+            // The machine's own programs get here as well, from the machine's own address: the app's ways are
+            // not theirs.
+            if from.ip() != self.host {
+                return Ok((stream, from));
+            }
+        }
+    }
+}
+
 impl Engine {
+    /// Makes the closed network of a container to be. It goes with the container, or by [`Engine::reap`].
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub async fn network(&self, spec: &Spec) -> Result<Network, Error> {
+        let (name, bridge) = (spec.name(), bridge(&spec.nonce));
+        let labels = spec.labels();
+        let subnet = self.create_network(&name, &spec.nonce, &labels).await?;
+        Ok(Network {
+            name,
+            bridge,
+            subnet,
+        })
+    }
+
     /// Makes a closed network called `name`.
-    pub(crate) async fn create_network(
+    async fn create_network(
         &self,
         name: &str,
         nonce: &str,
@@ -159,15 +245,28 @@ fn is_here(interface: &str) -> bool {
 }
 
 /// Lets nothing that a container begins reach the machine itself, which stands on every bridge with an
-/// address: one rule for all our bridges, set once and left, since it harms nobody. What the machine
-/// begins, and its answers, pass.
+/// address, but for its runner's port: one chain for all our bridges, set once and left, since it harms nobody.
+/// What the machine begins, and its answers, pass.
+///
+/// Runners do this at the same time: each adds what lets pass before what does not, and leads into the chain
+/// when both are there, so that any mixture of theirs means the same.
 async fn close_host() -> Result<(), Error> {
     let program = IPTABLES.iter().find(|path| Path::new(path).exists());
     let program = program.ok_or_else(|| Error::Open("there is no iptables".to_owned()))?;
-    let any = format!("{BRIDGE}+");
-    let rule = [
-        "-i",
-        &any,
+    let ours = format!("{BRIDGE}+");
+    let into = ["INPUT", "-i", &ours, "-j", CHAIN];
+    if run(program, "-C", &into).await?.is_none() {
+        return Ok(());
+    }
+    // It may be there, from somebody who has come less far.
+    let _ = run(program, "-N", &[CHAIN]).await?;
+    let port = PORT.to_string();
+    let pool = format!("{}/{POOL_BITS}", Ipv4Addr::from(POOL));
+    let passes = [
+        CHAIN, "-d", &pool, "-p", "tcp", "--dport", &port, "-j", "ACCEPT",
+    ];
+    let new = [
+        CHAIN,
         "-m",
         "conntrack",
         "--ctstate",
@@ -175,26 +274,28 @@ async fn close_host() -> Result<(), Error> {
         "-j",
         "DROP",
     ];
-    let run = async |verb: &str| {
-        // Waits for its lock: engines use it, too.
-        let mut command = Command::new(program);
-        command.args(["-w", "10", verb, "INPUT"]).args(rule);
-        command.stdin(Stdio::null()).kill_on_drop(true);
-        command
-            .output()
-            .await
-            .map_err(|error| Error::Open(error.to_string()))
-    };
-    if run("-C").await?.status.success() {
-        return Ok(());
+    for (verb, rule) in [("-A", &passes[..]), ("-A", &new), ("-I", &into)] {
+        if let Some(why) = run(program, verb, rule).await? {
+            return Err(Error::Open(why));
+        }
     }
-    let set = run("-I").await?;
-    if set.status.success() {
-        return Ok(());
+    Ok(())
+}
+
+/// Runs `iptables`: what it says if it fails.
+async fn run(program: &str, verb: &str, rule: &[&str]) -> Result<Option<String>, Error> {
+    // Waits for its lock: engines use it, too.
+    let mut command = Command::new(program);
+    command.args(["-w", "10", verb]).args(rule);
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    let output = command.output().await;
+    let output = output.map_err(|error| Error::Open(error.to_string()))?;
+    if output.status.success() {
+        return Ok(None);
     }
-    let said = String::from_utf8_lossy(&set.stderr);
+    let said = String::from_utf8_lossy(&output.stderr);
     let said = said.lines().find(|line| !line.trim().is_empty());
-    Err(Error::Open(said.unwrap_or("iptables failed").to_owned()))
+    Ok(Some(said.unwrap_or("iptables failed").to_owned()))
 }
 
 #[cfg(test)]

@@ -1,11 +1,15 @@
 //! What a container is to be: the app's wishes, and what is denied to every app.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 
-use bollard::models::{ContainerCreateBody, HealthConfig, HostConfig, HostConfigLogConfig};
+use bollard::models::{
+    ContainerCreateBody, HealthConfig, HostConfig, HostConfigLogConfig, Mount, MountType,
+    MountVolumeOptions, MountVolumeOptionsDriverConfig,
+};
 use tabbify_types::event::v1::InstanceRef;
 
-use crate::Image;
+use crate::{Enter, Facts, Image};
 
 /// LIMIT: processes and threads of a container.
 pub const PIDS_MAX: u32 = 512;
@@ -50,8 +54,49 @@ pub struct Spec {
     pub cpus_milli: u32,
     /// The most processes and threads.
     pub pids: u32,
-    /// Whether nothing but `/tmp` and the image's volumes can be written.
+    /// Whether nothing but `/tmp`, the image's volumes and its own can be written.
     pub read_only: bool,
+    /// What it keeps when it is removed.
+    pub volume: Option<Volume>,
+    /// Secrets.
+    pub enter: Option<Enter>,
+}
+
+/// What a container keeps on the machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Volume {
+    /// A block device with an ext4, or a directory.
+    pub source: PathBuf,
+    /// Where the app sees it.
+    pub mount: String,
+}
+
+impl Volume {
+    /// The engine mounts it, and has no name for it: so it forgets it with the container, and nothing has to
+    /// be mounted anywhere else. Into an empty one the engine copies what the image has in that place, with
+    /// its owner and rights, as it does with every volume.
+    fn mount(&self) -> Mount {
+        let source = self.source.display().to_string();
+        let (kind, how) = match self.source.is_dir() {
+            true => ("none", "bind"),
+            // What is removed from it is given back to the machine's disk.
+            false => ("ext4", "nosuid,nodev,discard"),
+        };
+        let options = [("type", kind), ("device", &source), ("o", how)];
+        let options = options.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        Mount {
+            target: Some(self.mount.clone()),
+            typ: Some(MountType::VOLUME),
+            volume_options: Some(MountVolumeOptions {
+                driver_config: Some(MountVolumeOptionsDriverConfig {
+                    name: Some("local".to_owned()),
+                    options: Some(options.into()),
+                }),
+                ..MountVolumeOptions::default()
+            }),
+            ..Mount::default()
+        }
+    }
 }
 
 impl Spec {
@@ -70,17 +115,25 @@ impl Spec {
     }
 
     /// The request. What the image says of its user, directory and stop signal stays.
-    pub(crate) fn body(&self, image: &Image) -> ContainerCreateBody {
+    pub(crate) fn body(&self, image: &Image, facts: &Facts) -> ContainerCreateBody {
         let env = self
             .env
             .iter()
             .map(|(name, value)| format!("{name}={value}"));
         // An entrypoint of ours also removes the image's command.
-        let entrypoint = (!self.command.is_empty()).then(|| self.command.clone());
+        let command = (!self.command.is_empty()).then_some(&self.command);
+        let has_pipe = self.enter.is_some();
+        let entrypoint = match has_pipe {
+            true => Some(Enter::before(command.unwrap_or(&facts.command))),
+            false => command.cloned(),
+        };
         ContainerCreateBody {
             image: Some(image.reference()),
             hostname: Some("app".to_owned()),
             entrypoint,
+            attach_stdin: Some(has_pipe),
+            open_stdin: Some(has_pipe),
+            stdin_once: Some(has_pipe),
             env: Some(env.collect()),
             labels: Some(self.labels()),
             // The runner asks for health itself; the image's own question would run outside the app's limits.
@@ -102,6 +155,10 @@ impl Spec {
                 .collect()
         };
         let tmp = format!("rw,nosuid,nodev,mode=1777,size={TMP_LEN_MAX}");
+        let mut tmpfs = owned(&[("/tmp", &tmp)]);
+        tmpfs.extend(self.enter.as_ref().map(|_| Enter::files()));
+        let volume = self.volume.iter().map(Volume::mount);
+        let mounts = volume.chain(self.enter.iter().map(Enter::mount));
         HostConfig {
             memory: Some(memory),
             memory_swap: Some(memory),
@@ -115,7 +172,8 @@ impl Spec {
             network_mode: Some(self.name()),
             // The engine's resolver would ask the machine's for a container that has no way out itself.
             dns: Some(vec!["127.0.0.1".to_owned()]),
-            tmpfs: Some(owned(&[("/tmp", &tmp)])),
+            tmpfs: Some(tmpfs),
+            mounts: Some(mounts.collect()),
             log_config: Some(HostConfigLogConfig {
                 typ: Some("local".to_owned()),
                 config: Some(owned(&OUTPUT_FILES)),

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use tabbify_api::fold;
 use tabbify_types::event::Event;
-use tabbify_types::event::v1::{InstanceRef, LeaseGranted, Placement, RunConfig};
+use tabbify_types::event::v1::{DeployTarget, InstanceRef, LeaseGranted, Placement, RunConfig};
 use tabbify_types::{
     AppName, ByteSize, DeployId, Digest, Epoch, EventId, HostName, InstanceId, MeshKey, Position,
     Rev, SlotId, Tenant, Timestamp, VersionNumber,
@@ -49,10 +49,22 @@ pub struct Instance {
     pub key: Option<MeshKey>,
     /// When its machine said that it answers, by the log's clock.
     pub healthy_at: Option<Timestamp>,
+    /// The same, recorded.
+    pub answers: bool,
     /// Whether it was told to end.
     pub stop_requested: bool,
     /// Whether its machine has said that it has drained.
     pub drained: bool,
+    /// Whether its machine has said that it is idle, and not yet that it is awake again.
+    #[serde(default)]
+    pub dozing: bool,
+    /// The same, recorded: whoever asks for it is sent to its machine's doorbell.
+    #[serde(default)]
+    pub idle: bool,
+    /// Its process may have ended since it was idle: each one that comes has another key, until its machine has
+    /// said of one that it answers, and that is recorded.
+    #[serde(default)]
+    pub rekeys: bool,
 }
 
 /// A published version: what it takes to run it.
@@ -60,10 +72,47 @@ pub struct Instance {
 pub struct Release {
     /// Digest of `artifact.json`.
     pub artifact: Digest,
-    /// What an instance needs to run.
+    /// What an instance of the first target needs to run.
     pub run: RunConfig,
     /// Where it may run.
     pub placement: Placement,
+    /// The targets after the first.
+    pub further: Vec<DeployTarget>,
+}
+
+impl Release {
+    /// What an instance in this slot needs to run.
+    #[must_use]
+    pub fn run_in(&self, slot: SlotId) -> &RunConfig {
+        self.further_at(slot).map_or(&self.run, |it| &it.run)
+    }
+
+    /// Where it may run.
+    #[must_use]
+    pub fn placement_in(&self, slot: SlotId) -> &Placement {
+        let further = self.further_at(slot);
+        further.map_or(&self.placement, |it| &it.placement)
+    }
+
+    fn further_at(&self, slot: SlotId) -> Option<&DeployTarget> {
+        let nth = usize::from(slot.target).checked_sub(1)?;
+        self.further.get(nth)
+    }
+
+    /// Every slot that is to be filled, in order: of each target as many as it has replicas.
+    pub fn slots(&self) -> impl Iterator<Item = SlotId> {
+        let further = self.further.iter().map(|it| &it.placement);
+        let targets = std::iter::once(&self.placement).chain(further);
+        (0..).zip(targets).flat_map(|(target, placement)| {
+            (0..placement.replicas.max(1)).map(move |ordinal| SlotId { target, ordinal })
+        })
+    }
+
+    /// Whether its instances have a volume.
+    #[must_use]
+    pub fn has_volume(&self) -> bool {
+        self.placement.volume || self.further.iter().any(|it| it.placement.volume)
+    }
 }
 
 /// The deploy under way.
@@ -73,8 +122,17 @@ pub struct Rollout {
     pub deploy: DeployId,
     /// The version to put into service.
     pub version: VersionNumber,
-    /// The instance that must become healthy.
-    pub instance: InstanceId,
+    /// The instances that must become healthy, all of them, by their slots.
+    #[serde(with = "fold::pairs")]
+    pub instances: BTreeMap<SlotId, InstanceId>,
+}
+
+impl Rollout {
+    /// Whether it waits for the instance.
+    #[must_use]
+    pub fn awaits(&self, instance: InstanceId) -> bool {
+        self.instances.values().any(|it| *it == instance)
+    }
 }
 
 /// What gets the traffic.
@@ -88,6 +146,8 @@ pub struct Serving {
     pub primary: InstanceId,
     /// All that get traffic.
     pub instances: BTreeSet<InstanceId>,
+    /// What said so last.
+    pub mark: Mark,
 }
 
 /// Something that has not been answered yet.
@@ -145,10 +205,12 @@ pub struct App {
     pub rollout: Option<Rollout>,
     /// What gets the traffic; its instance may have ended.
     pub serving: Option<Serving>,
-    /// The instance that is to take over from a serving one that died.
-    pub successor: Option<InstanceId>,
-    /// Replacements since the last deploy, or since an instance lived long.
-    pub replaced: u32,
+    /// By their slots, instances that are to take over from serving ones that died; they may have ended.
+    #[serde(with = "fold::pairs")]
+    pub successors: BTreeMap<SlotId, InstanceId>,
+    /// By slots, replacements since the last deploy, or since an instance lived long.
+    #[serde(with = "fold::pairs")]
+    pub replaced: BTreeMap<SlotId, u32>,
     /// Since when it cannot run, and nothing can be done about it.
     pub unavailable: Option<Mark>,
     /// The machine where its volume was made, if it has one.
@@ -175,8 +237,8 @@ impl App {
             epochs: BTreeMap::new(),
             rollout: None,
             serving: None,
-            successor: None,
-            replaced: 0,
+            successors: BTreeMap::new(),
+            replaced: BTreeMap::new(),
             unavailable: None,
             volume_on: None,
             leases: BTreeMap::new(),
@@ -201,7 +263,7 @@ impl App {
     pub fn holders(&self) -> impl Iterator<Item = InstanceId> {
         let has_one = |it: &Instance| {
             let release = self.releases.get(&it.version);
-            release.is_some_and(|release| release.placement.volume)
+            release.is_some_and(Release::has_volume)
         };
         let living = self.instances.iter();
         living
@@ -216,9 +278,44 @@ impl App {
             .serving
             .as_ref()
             .filter(|_| self.unavailable.is_none())?;
-        let primary = self.instances.get(&serving.primary)?;
-        let serves = primary.reported < Phase::Ended && !primary.stop_requested;
-        serves.then_some(serving.version)
+        let mut all = serving.instances.iter();
+        all.any(|it| self.lives(*it)).then_some(serving.version)
+    }
+
+    /// Whether the instance has neither ended nor is told to.
+    #[must_use]
+    pub fn lives(&self, instance: InstanceId) -> bool {
+        let living = self.instances.get(&instance);
+        living.is_some_and(|it| it.reported < Phase::Ended && !it.stop_requested)
+    }
+
+    /// Whether it is recorded that the instance answers, and it has not ended since.
+    #[must_use]
+    pub fn answers(&self, instance: InstanceId) -> bool {
+        let living = self.instances.get(&instance);
+        living.is_some_and(|it| it.answers && it.reported < Phase::Ended)
+    }
+
+    /// How often what serves in a slot was replaced of late.
+    #[must_use]
+    pub fn replaced(&self, slot: SlotId) -> u32 {
+        self.replaced.get(&slot).copied().unwrap_or_default()
+    }
+
+    /// Slots of the version that serves in which no instance of that deploy is, whatever state it is in.
+    #[must_use]
+    pub fn unfilled(&self) -> Vec<SlotId> {
+        let Some(serving) = &self.serving else {
+            return Vec::new();
+        };
+        let Some(release) = self.releases.get(&serving.version) else {
+            return Vec::new();
+        };
+        let is_filled = |slot: &SlotId| {
+            let mut all = self.instances.values();
+            all.any(|it| it.slot == *slot && it.deploy == serving.deploy)
+        };
+        release.slots().filter(|slot| !is_filled(slot)).collect()
     }
 }
 
@@ -250,6 +347,10 @@ mod tests {
             version: VersionNumber(1),
             primary: InstanceId(*primary),
             instances: serve.iter().copied().map(InstanceId).collect(),
+            mark: Mark {
+                position: Position(1),
+                id: EventId::mint(),
+            },
         });
         app
     }

@@ -19,7 +19,8 @@ use tabbify_types::{MeshKey, Position, Segment, SegmentGlob, Timestamp};
 
 use crate::Config;
 use crate::join::JoinError;
-use crate::leases::{Candidates, Holder, holder, lease};
+use crate::leases::{Candidates, Holder, door, door_lease, holder, lease};
+use crate::limits::Limiter;
 use crate::machines::Machines;
 use crate::place::OVERCOMMIT_PERCENT;
 use crate::refusal::Refusal;
@@ -38,6 +39,8 @@ pub const LOST_AFTER: Duration = Duration::from_secs(60);
 
 /// LIMIT: attempts to write a decision while others write at the same time.
 const ATTEMPTS_MAX: usize = 32;
+/// LIMIT: how often a key may be told to be elsewhere, at once, and one more after so long.
+const MOVES: (u32, Duration) = (8, Duration::from_secs(10));
 /// LIMIT: how long one's own append may take to be folded, or that of another.
 const FOLDED_WITHIN: Duration = Duration::from_secs(5);
 
@@ -155,6 +158,10 @@ pub(crate) struct Inner {
     pub(crate) watchers: Watchers,
     pub(crate) counters: Counters,
     candidates: Candidates,
+    /// How often a key is told to be elsewhere.
+    pub(crate) moves: Limiter<MeshKey>,
+    /// When this process began to hear where keys are.
+    pub(crate) began: Timestamp,
     options: Options,
     clock: Arc<dyn Clock>,
 }
@@ -218,6 +225,8 @@ impl Coordinator {
             watchers,
             counters: Counters::default(),
             candidates: Candidates::default(),
+            moves: Limiter::new(MOVES.0, MOVES.1),
+            began: clock.now(),
             options,
             clock,
         }));
@@ -382,18 +391,29 @@ impl Coordinator {
         let ask = Ask::Address(address);
         let found = self.find(|| {
             let found = self.read(|state| match holder(state, ask) {
-                Some(Holder::Instance(granted)) => Some(granted.clone()),
+                Some(Holder::Instance(granted)) => {
+                    Some((granted.clone(), door(state, granted).cloned()))
+                }
                 Some(Holder::Host(_)) | None => None,
             })?;
             found.ok_or(Refusal::NoLease(ask))
         });
-        let granted = found.await.map_err(|refusal| match refusal {
+        let (granted, machine) = found.await.map_err(|refusal| match refusal {
             Refusal::NoLease(_) => ResolveError::NoLease(address),
             other => ResolveError::Unreachable(other.to_string()),
         })?;
-        let candidates = self.candidates(Holder::Instance(&granted));
-        let candidates = candidates.ok_or(ResolveError::NoLease(address))?;
-        let lease = lease(granted, candidates, self.now());
+        let holder = machine
+            .as_ref()
+            .map_or(Holder::Instance(&granted), Holder::Host);
+        let candidates = self.candidates(holder);
+        let candidates = candidates.ok_or_else(|| match self.unheard(ask) {
+            Refusal::Unavailable(why) => ResolveError::Unreachable(why),
+            _ => ResolveError::NoLease(address),
+        })?;
+        let lease = match &machine {
+            Some(machine) => door_lease(granted, machine, candidates, self.now()),
+            None => lease(granted, candidates, self.now()),
+        };
         let signed = self.signer().sign_document(DocumentType::Lease, &lease);
         signed.map_err(|error| ResolveError::Refused(error.to_string()))
     }
@@ -405,10 +425,13 @@ impl Leases for Coordinator {
     }
 
     fn report_candidates(&self, key: MeshKey, candidates: Vec<SocketAddr>) {
-        self.0.folded.read(|view| {
+        let has_moved = self.0.folded.read(|view| {
             let in_use = |key: &MeshKey| view.state.keys.contains_key(key);
-            self.0.candidates.put(key, candidates, in_use);
+            self.0.candidates.put(key, candidates, in_use)
         });
+        if has_moved {
+            self.tell_moved(&key, None);
+        }
     }
 }
 

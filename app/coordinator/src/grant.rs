@@ -49,14 +49,14 @@ pub(crate) fn exchange(
         instance: ticket.instance,
     };
     let other = || Refusal::Conflict("the spawn ticket was used by another key".to_owned());
-    if let Some(lease) = app.leases.get(&ticket.instance) {
-        return if lease.key == *key {
-            Ok(None)
-        } else {
-            Err(other())
-        };
+    // The process that had the lease of an idle instance has ended, or is about to: its key counts no more.
+    let lease = app.leases.get(&ticket.instance);
+    match lease {
+        Some(lease) if lease.key == *key => return Ok(None),
+        Some(_) if !instance.rekeys => return Err(other()),
+        _ => {}
     }
-    if instance.key.is_some_and(|known| known != *key) {
+    if !instance.rekeys && instance.key.is_some_and(|known| known != *key) {
         return Err(other());
     }
     if instance.reported >= Phase::Ended || instance.stop_requested {

@@ -128,26 +128,28 @@ fn split(address: Ipv6Addr) -> (Ipv6Addr, Option<InstanceId>) {
 pub(crate) struct Candidates(Mutex<BTreeMap<MeshKey, Vec<SocketAddr>>>);
 
 impl Candidates {
-    /// Remembers where `key` may be reached. `in_use` is asked when there is no room.
+    /// Remembers where `key` may be reached; whether that is elsewhere than before. `in_use` is asked when there
+    /// is no room.
     pub(crate) fn put(
         &self,
         key: MeshKey,
         mut candidates: Vec<SocketAddr>,
         in_use: impl Fn(&MeshKey) -> bool,
-    ) {
+    ) -> bool {
         candidates.truncate(CANDIDATES_MAX);
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if candidates.is_empty() {
-            known.remove(&key);
-            return;
+            return known.remove(&key).is_some();
         }
         if known.len() >= KEYS_MAX && !known.contains_key(&key) {
             known.retain(|key, _| in_use(key));
         }
         if known.len() < KEYS_MAX || known.contains_key(&key) {
-            known.insert(key, candidates);
+            let before = known.insert(key, candidates.clone());
+            before.is_none_or(|before| before != candidates)
         } else {
             tracing::warn!(role = "coordinator", peer = %key, "no room for its outer addresses");
+            false
         }
     }
 
@@ -172,7 +174,30 @@ pub(crate) fn lease(granted: LeaseGranted, candidates: Vec<SocketAddr>, now: Tim
         host: granted.host,
         candidates,
         not_after: now.plus(LEASE_LIFE),
+        door: None,
     }
+}
+
+/// The same while the instance is idle: it names its machine's doorbell.
+pub(crate) fn door_lease(
+    granted: LeaseGranted,
+    machine: &PeerJoined,
+    candidates: Vec<SocketAddr>,
+    now: Timestamp,
+) -> Lease {
+    Lease {
+        key: machine.key,
+        door: Some(machine.address),
+        ..lease(granted, candidates, now)
+    }
+}
+
+/// The machine whose doorbell stands for an instance, if it is idle.
+pub(crate) fn door<'a>(state: &'a State, granted: &LeaseGranted) -> Option<&'a PeerJoined> {
+    let app = state.apps.get(&granted.app)?;
+    let instance = app.instances.get(&granted.instance)?;
+    let machine = instance.idle.then(|| state.hosts.get(&granted.host));
+    machine.flatten()
 }
 
 /// The same of a machine.

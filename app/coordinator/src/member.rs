@@ -6,10 +6,13 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tabbify_api::auth::issue::{API_AUDIENCE, Admission};
 use tabbify_api::coordinator::{
-    Ask, EndorsedKey, Heard, HostCertificate, HostKey, Joined, PolicyOrder, REPORT_KEYS_MAX,
-    Report, Resolved, ResolvedLease, SignedLease, Spawn, SpawnTicket,
+    Ask, Change, EndorsedKey, Heard, HostCertificate, HostKey, Joined, PolicyOrder,
+    REPORT_KEYS_MAX, Report, Resolved, ResolvedLease, SignedLease, Spawn, SpawnTicket,
 };
-use tabbify_api::policy::{self, COORDINATOR_TAG, NODE_TAG, Party, Ports, RELAY_TAG, ROLE_TAG};
+use tabbify_api::doorbell::{DoorAsk, DoorSaid};
+use tabbify_api::policy::{
+    self, COORDINATOR_TAG, NODE_TAG, Party, Ports, RELAY_TAG, ROLE_TAG, Who,
+};
 use tabbify_process::chain;
 use tabbify_token::{DocumentType, Kind, PublicKey, TokenError, Verifier};
 use tabbify_types::event::v1::{Capability, LeaseGranted, PeerJoined};
@@ -19,7 +22,7 @@ use crate::Config;
 use crate::coordinator::Coordinator;
 use crate::grant::exchange;
 use crate::join::{allowed, change_policy, join, leave, tags_for, tenant_of};
-use crate::leases::{Holder, holder, host_lease, lease};
+use crate::leases::{Holder, door, door_lease, holder, host_lease, lease};
 use crate::refusal::Refusal;
 use crate::soft::REPORT_LIFE;
 use crate::state::State;
@@ -253,10 +256,16 @@ impl Coordinator {
                     (None, Ask::Key(_)) => Vec::new(),
                     (None, Ask::Address(_)) => {
                         count(&counters.unresolved);
-                        return Err(Refusal::NoLease(ask));
+                        return Err(self.unheard(ask));
                     }
                 };
                 let lease = lease(granted, candidates, self.now());
+                ResolvedLease::App(self.sign(DocumentType::Lease, &lease)?)
+            }
+            Target::Door(granted, machine) => {
+                let candidates = self.candidates(Holder::Host(&machine));
+                let candidates = candidates.unwrap_or_default();
+                let lease = door_lease(granted, &machine, candidates, self.now());
                 ResolvedLease::App(self.sign(DocumentType::Lease, &lease)?)
             }
             Target::Host(peer) => {
@@ -299,6 +308,37 @@ impl Coordinator {
                 Refusal::Denied(ask)
             }
         })
+    }
+
+    /// What a machine asks about an instance that was placed on it: whether its doorbell stands for it, and
+    /// what a guest may reach of it.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub(crate) fn at_door(&self, key: &MeshKey, ask: DoorAsk) -> Result<DoorSaid, Refusal> {
+        self.read(|state| {
+            let Some(Holder::Host(machine)) = holder(state, Ask::Key(*key)) else {
+                return Err(Refusal::NotAMember);
+            };
+            let app = state.apps.get(&ask.of.app);
+            let instance = app.and_then(|app| app.instances.get(&ask.of.instance));
+            let placed = instance.filter(|instance| instance.host == machine.host);
+            let (Some(app), Some(instance)) = (app, placed) else {
+                let text = "the instance was not placed on this machine";
+                return Err(Refusal::Forbidden(text.to_owned()));
+            };
+            let to = Party {
+                who: Who::App(ask.of.app),
+                tenant: app.tenant.clone(),
+                tags: Vec::new(),
+            };
+            let guest = ask.guest.and_then(|guest| holder(state, Ask::Key(guest)));
+            let ports = guest.and_then(|guest| state.policy.ports(&guest.party(), &to));
+            Ok(DoorSaid {
+                is_idle: instance.idle,
+                ports: ports.unwrap_or(Ports::NOTHING),
+            })
+        })?
     }
 
     /// Begins a watch of a member's.
@@ -365,7 +405,13 @@ impl Coordinator {
             None => Err(Refusal::NotAMember),
         })??;
         let now = self.now();
-        if !self.0.soft.report(&host, report.keys.clone(), now) {
+        let taken = self.0.soft.report(&host, report.keys.clone(), now);
+        for key in &taken.moved {
+            if self.tell_moved(key, Some(&host)) {
+                self.0.soft.told(&host, key);
+            }
+        }
+        if !taken.fits {
             return Err(Refusal::RateLimited);
         }
         let again_within = REPORT_LIFE.min(self.lost_after());
@@ -374,6 +420,48 @@ impl Coordinator {
             now,
             again_within_ms,
         })
+    }
+
+    /// Tells whoever has asked for a key that it is to be reached elsewhere, and so is asked for again; whether
+    /// that is done. What a key's machine may say of it is limited, for each report may move it: what goes
+    /// beyond is told with one of the next.
+    pub(crate) fn tell_moved(&self, key: &MeshKey, by: Option<&HostName>) -> bool {
+        let change = self.read(|state| {
+            let holder = holder(state, Ask::Key(*key))?;
+            // Where another machine's key is, is not this one's to say.
+            if by.is_some_and(|by| by != holder.host()) {
+                return None;
+            }
+            Some(match holder {
+                Holder::Instance(granted) => Change::App {
+                    app: granted.app,
+                    gone: None,
+                },
+                Holder::Host(peer) => Change::Host {
+                    host: peer.host.clone(),
+                    address: peer.address,
+                    gone: None,
+                },
+            })
+        });
+        let Ok(Some(change)) = change else {
+            return false;
+        };
+        if by.is_some() && !self.0.moves.take(key) {
+            return false;
+        }
+        self.0.watchers.publish_soft(change);
+        true
+    }
+
+    /// Why nobody is found at an address that somebody holds: of those who were there before this process it
+    /// has not heard yet.
+    pub(crate) fn unheard(&self, ask: Ask) -> Refusal {
+        if self.now() < self.0.began.plus(REPORT_LIFE) {
+            let text = format!("it has just started, and not heard yet where {ask} is");
+            return Refusal::Unavailable(text);
+        }
+        Refusal::NoLease(ask)
     }
 
     /// Takes a machine out of the mesh, as it asks itself.
@@ -478,20 +566,25 @@ pub(crate) struct Talk {
 /// Who was asked for, as it leaves the state.
 pub(crate) enum Target {
     Instance(LeaseGranted),
+    /// An instance that is idle, and its machine, whose doorbell wakes it.
+    Door(LeaseGranted, PeerJoined),
     Host(PeerJoined),
 }
 
 impl Target {
-    fn of(holder: Holder<'_>) -> Self {
+    fn of(state: &State, holder: Holder<'_>, ask: Ask) -> Self {
         match holder {
-            Holder::Instance(granted) => Self::Instance(granted.clone()),
+            Holder::Instance(granted) => match (door(state, granted), ask) {
+                (Some(machine), Ask::Address(_)) => Self::Door(granted.clone(), machine.clone()),
+                (_, _) => Self::Instance(granted.clone()),
+            },
             Holder::Host(peer) => Self::Host(peer.clone()),
         }
     }
 
     fn topic(&self) -> Topic {
         match self {
-            Self::Instance(granted) => Topic::App(granted.app),
+            Self::Instance(granted) | Self::Door(granted, _) => Topic::App(granted.app),
             Self::Host(peer) => Topic::Host(peer.host.clone()),
         }
     }
@@ -511,6 +604,7 @@ enum NoTalk {
 fn talk(state: &State, asker: &MeshKey, ask: Ask) -> Result<Talk, NoTalk> {
     let asking = holder(state, Ask::Key(*asker)).ok_or(NoTalk::Stranger)?;
     let target = holder(state, ask).ok_or(NoTalk::Nobody)?;
+    let found = Target::of(state, target, ask);
     let (asking, asked) = (asking.party(), target.party());
     let reach = |from: &Party, to: &Party| {
         let ports = state.policy.ports(from, to);
@@ -537,7 +631,7 @@ fn talk(state: &State, asker: &MeshKey, ask: Ask) -> Result<Talk, NoTalk> {
         rules_of.push(asking.tenant);
     }
     Ok(Talk {
-        target: Target::of(target),
+        target: found,
         ports,
         reverse,
         rules_of,

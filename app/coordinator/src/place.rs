@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use tabbify_types::event::v1::{Capability, Machines, RuntimeKind};
-use tabbify_types::{AppId, ByteSize, DeployId, HostName, Tenant};
+use tabbify_types::event::v1::{Capability, Machines, Placement, RunConfig, RuntimeKind};
+use tabbify_types::{AppId, ByteSize, DeployId, HostName, SlotId, Tenant};
 
 use crate::app::{App, Release};
 use crate::join::tenant_of;
@@ -38,13 +38,27 @@ pub struct Wanted<'a> {
     pub deploy: DeployId,
     /// What it runs.
     pub release: &'a Release,
+    /// The slot that it is to fill.
+    pub slot: SlotId,
 }
 
-impl Wanted<'_> {
+impl<'a> Wanted<'a> {
+    /// What it needs to run.
+    #[must_use]
+    pub fn run(&self) -> &'a RunConfig {
+        self.release.run_in(self.slot)
+    }
+
+    /// Where it may run.
+    #[must_use]
+    pub fn placement(&self) -> &'a Placement {
+        self.release.placement_in(self.slot)
+    }
+
     /// The machine that has the app's volume, if it has one already.
     #[must_use]
     pub fn volume_on(&self) -> Option<&HostName> {
-        let has_one = self.release.placement.volume;
+        let has_one = self.release.has_volume();
         self.app.volume_on.as_ref().filter(|_| has_one)
     }
 }
@@ -61,12 +75,14 @@ type Question = (
 
 /// Where there is room, while a plan is made: what the plan itself places counts, so that what one machine
 /// leaves behind is spread over the others.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Room<'a> {
     state: &'a State,
     overcommit_percent: u32,
     /// Instances that the plan places, and their memory in bytes.
     planned: BTreeMap<HostName, (usize, u64)>,
+    /// The same of each deploy, to keep its instances apart.
+    apart: BTreeMap<(DeployId, HostName), usize>,
     /// What no machine can run: asked once.
     nowhere: BTreeSet<Question>,
 }
@@ -92,6 +108,7 @@ impl<'a> Room<'a> {
             state,
             overcommit_percent,
             planned: BTreeMap::new(),
+            apart: BTreeMap::new(),
             nowhere: BTreeSet::new(),
         }
     }
@@ -117,7 +134,7 @@ impl<'a> Room<'a> {
     /// As [`Self::pick`], for whom why not is of no use.
     pub fn elsewhere(&mut self, wanted: &Wanted<'_>) -> Option<HostName> {
         // What an app with a volume has where it is ends first: one such app says nothing of another.
-        let asked = (!wanted.release.placement.volume).then(|| question(wanted));
+        let asked = (!wanted.release.has_volume()).then(|| question(wanted));
         if asked
             .as_ref()
             .is_some_and(|asked| self.nowhere.contains(asked))
@@ -130,14 +147,16 @@ impl<'a> Room<'a> {
         };
         let (instances, memory) = self.planned.entry(host.clone()).or_default();
         *instances += 1;
-        *memory = memory.saturating_add(wanted.release.run.memory.bytes());
+        *memory = memory.saturating_add(wanted.run().memory.bytes());
+        let apart = self.apart.entry((wanted.deploy, host.clone()));
+        *apart.or_default() += 1;
         Some(host)
     }
 
     /// Whether there is a machine for an instance.
     #[must_use]
     pub fn has_room_for(&self, wanted: &Wanted<'_>) -> bool {
-        let known = !wanted.release.placement.volume && self.nowhere.contains(&question(wanted));
+        let known = !wanted.release.has_volume() && self.nowhere.contains(&question(wanted));
         !known && self.find(wanted).is_some()
     }
 
@@ -145,7 +164,8 @@ impl<'a> Room<'a> {
         let apart = |host: &HostName| {
             let instances = wanted.app.instances.values();
             let same = instances.filter(|it| it.deploy == wanted.deploy && it.host == *host);
-            same.filter(|it| self.state.is_well(it)).count()
+            let planned = self.apart.get(&(wanted.deploy, host.clone()));
+            same.filter(|it| self.state.is_well(it)).count() + planned.copied().unwrap_or_default()
         };
         let load = |host: &HostName| {
             let planned = self
@@ -179,7 +199,7 @@ impl<'a> Room<'a> {
         if wanted.volume_on().is_some_and(|volume| volume != host) {
             return Some(Unfit::Volume);
         }
-        let is_meant = match &wanted.release.placement.on {
+        let is_meant = match &wanted.placement().on {
             Machines::Any => true,
             Machines::Name(name) => name == host,
             Machines::Tag(tag) => {
@@ -193,7 +213,7 @@ impl<'a> Room<'a> {
         if let Some(trouble) = self.state.troubles.get(host) {
             return Some(Unfit::Trouble(trouble.says()));
         }
-        let name = runtime_name(wanted.release.run.runtime);
+        let name = runtime_name(wanted.run().runtime);
         let is_it = |it: &&Capability| it.runtime == name;
         match machine.capabilities.iter().find(is_it) {
             Some(capability) if capability.works => {}
@@ -202,7 +222,7 @@ impl<'a> Room<'a> {
                 return Some(Unfit::Runtime(detail));
             }
         }
-        let memory = wanted.release.run.memory;
+        let memory = wanted.run().memory;
         let free = self.free(host, machine.memory?, wanted);
         (free < memory).then_some(Unfit::Memory {
             wanted: memory,
@@ -216,7 +236,7 @@ impl<'a> Room<'a> {
         let most = (memory.bytes() / 100).saturating_mul(percent);
         let planned = self.planned.get(host).map_or(0, |(_, memory)| *memory);
         let mut promised = self.state.promised(host).saturating_add(planned);
-        if wanted.release.placement.volume {
+        if wanted.release.has_volume() {
             // What it has there ends before the next one begins.
             let own = wanted.app.instances.values().filter(|it| it.host == *host);
             let own: u64 = own.map(|it| it.memory.bytes()).sum();
@@ -226,8 +246,8 @@ impl<'a> Room<'a> {
     }
 
     fn refusal(&self, wanted: &Wanted<'_>) -> String {
-        let runtime = runtime_name(wanted.release.run.runtime);
-        let mut text = match &wanted.release.placement.on {
+        let runtime = runtime_name(wanted.run().runtime);
+        let mut text = match &wanted.placement().on {
             Machines::Any => format!("No machine can run {runtime}."),
             Machines::Name(name) => format!("{name} cannot run {runtime}."),
             Machines::Tag(tag) => format!("No machine with the tag {tag} can run {runtime}."),
@@ -250,7 +270,7 @@ impl<'a> Room<'a> {
             let _ = write!(text, " And {rest} more.");
         }
         if named.is_empty() {
-            text.push_str(match wanted.release.placement.on {
+            text.push_str(match wanted.placement().on {
                 Machines::Any => " No machine has joined.",
                 Machines::Name(_) => " No machine of this name has joined.",
                 Machines::Tag(_) => " No machine has joined whose token claims it.",
@@ -283,16 +303,16 @@ const fn rounded(size: ByteSize) -> ByteSize {
 }
 
 fn question(wanted: &Wanted<'_>) -> Question {
-    let release = wanted.release;
-    let (name, tag) = match &release.placement.on {
+    let (run, placement) = (wanted.run(), wanted.placement());
+    let (name, tag) = match &placement.on {
         Machines::Any => (None, None),
         Machines::Name(name) => (Some(name.clone()), None),
         Machines::Tag(tag) => (None, Some(tag.clone())),
     };
     (
         wanted.app.tenant.clone(),
-        runtime_name(release.run.runtime),
-        release.run.memory,
+        runtime_name(run.runtime),
+        run.memory,
         name,
         tag,
         wanted.volume_on().cloned(),

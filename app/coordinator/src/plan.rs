@@ -2,21 +2,24 @@
 //!
 //! | cause | answer |
 //! |---|---|
-//! | deploy requested | `app_placed`, or `deploy_finished` failed; an unfinished deploy is superseded |
+//! | deploy requested | `app_placed` for every replica of every target, or `deploy_finished` failed; an unfinished deploy is superseded |
 //! | the same of an app with a volume | `app_stop_requested` for what has it; once that has ended, as above |
-//! | starting, drained | the fact |
+//! | starting, drained, idled | the fact |
 //! | started | the fact, `lease_granted` |
-//! | healthy, of the deploy or the successor | the fact, `traffic_shifted`, `deploy_finished`, `app_stop_requested` for the rest |
-//! | failed or stopped, of the deploy | the fact, `lease_released`, `deploy_finished` failed; with a volume `app_placed` of what served |
-//! | failed or stopped, of what serves | the fact, `lease_released`, `app_placed` of a successor |
+//! | woken | the fact, and `lease_granted` if it has another key |
+//! | healthy, the last of the deploy's | the fact, `traffic_shifted` to all of them, `deploy_finished`, `app_stop_requested` for the rest |
+//! | healthy, of a successor | the fact, `traffic_shifted` to it and the others, `app_stop_requested` for what it replaces |
+//! | failed or stopped, of the deploy | the fact, `lease_released`, `deploy_finished` failed, `app_stop_requested` for the rest of it; with a volume `app_placed` of what served |
+//! | failed or stopped, of what serves | the fact, `lease_released`, `traffic_shifted` to the others, `app_placed` of a successor |
 //!
 //! Then what machines leave behind that are lost or to be emptied: see `relocate`.
 
 mod relocate;
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use tabbify_api::log::{Append, Expect};
+use tabbify_api::log::{Append, BATCH_LEN_MAX, Expect};
 use tabbify_types::event::v1::{
     AppPlaced, AppStopRequested, AppUnavailable, DeployFinished, DeployOutcome, DeploySuperseded,
     InstanceRef, LeaseGranted, LeaseReleased, TrafficShifted, UnavailableReason,
@@ -34,6 +37,9 @@ use crate::state::State;
 /// LIMIT: instances placed one after the other for one that died, without one of them living long.
 /// Then the app stays down until the next deploy.
 pub const REPLACEMENTS_MAX: u32 = 10;
+
+/// LIMIT: instances of one version of an app. What places them is one batch, and so is what ends them.
+pub const INSTANCES_MAX: usize = 128;
 
 /// LIMIT: apps that are moved off their machines in one plan, so that what is asked for meanwhile does not
 /// wait for all of them.
@@ -106,14 +112,21 @@ fn answer(
                 Volume::Held if freed.is_empty() => return Ok(None),
                 Volume::Held => return Ok(Some(freed.step())),
             }
-            let mut begun = draft();
-            match begin(&mut begun, room, *deploy, *version) {
-                Ok(()) => begun,
+            let (mut begun, before) = (draft(), room.clone());
+            let begins = begin(&mut begun, room, *deploy, *version);
+            match begins {
+                Ok(()) if begun.len() <= BATCH_LEN_MAX / 2 => begun,
                 // What is too large for an event is the version's configuration: the same that
-                // fitted, just so, into `version_published`.
-                Err(EventError::Data { .. }) => {
+                // fitted, just so, into `version_published`. Or it is, with all of its instances, for a batch.
+                Ok(()) | Err(EventError::Data { .. }) => {
+                    *room = before;
                     let mut refused = draft();
-                    let why = format!("The configuration of v{version} is too large.");
+                    let mut why = format!("The configuration of v{version} is too large");
+                    let many = app.releases.get(version).map(|it| it.slots().count());
+                    if let Some(many) = many.filter(|many| begins.is_ok() && *many > 1) {
+                        // Writing to a string does not fail.
+                        let _ = write!(why, " for {many} instances");
+                    }
                     refused.fail(*deploy, &why)?;
                     refused
                 }
@@ -147,20 +160,38 @@ fn begin(
     let Some(release) = app.releases.get(&version) else {
         return draft.fail(deploy, &format!("v{version} is not published."));
     };
-    let wanted = Wanted {
-        id: draft.id,
-        app,
-        deploy,
-        release,
-    };
-    let host = match room.pick(&wanted) {
-        Ok(host) => host,
-        // What is under way goes on: a deploy that cannot begin takes nothing over.
-        Err(why) => {
-            draft.fail(deploy, &why)?;
-            return draft.is_down_for_its_volume(&wanted, why);
+    let many = release.slots().take(INSTANCES_MAX + 1).count();
+    if many > INSTANCES_MAX {
+        let why = format!("v{version} wants more than {INSTANCES_MAX} instances of the app.");
+        return draft.fail(deploy, &why);
+    }
+    if many > 1 && release.has_volume() {
+        let why = format!("v{version} has a volume, which one instance alone can have.");
+        return draft.fail(deploy, &why);
+    }
+    let (before, mut places) = (room.clone(), Vec::new());
+    for slot in release.slots() {
+        let wanted = Wanted {
+            id: draft.id,
+            app,
+            deploy,
+            release,
+            slot,
+        };
+        match room.pick(&wanted) {
+            Ok(host) => places.push((slot, host)),
+            // What is under way goes on: a deploy that cannot begin takes nothing over.
+            Err(mut why) => {
+                *room = before;
+                if many > 1 {
+                    let found = places.len();
+                    why.insert_str(0, &format!("{found} of {many} instances have a place. "));
+                }
+                draft.fail(deploy, &why)?;
+                return draft.is_down_for_its_volume(&wanted, why);
+            }
         }
-    };
+    }
     if let Some(rollout) = &app.rollout {
         let old = rollout.deploy;
         let superseded = DeploySuperseded {
@@ -169,9 +200,12 @@ fn begin(
             by: deploy,
         };
         draft.fact("superseded", &superseded.into())?;
-        draft.stop(rollout.instance)?;
+        draft.stop_rollout(None)?;
     }
-    draft.place(deploy, version, host)
+    for (slot, host) in places {
+        draft.place(deploy, version, slot, host)?;
+    }
+    Ok(())
 }
 
 fn record(
@@ -183,7 +217,11 @@ fn record(
     draft.fact("fact", event)?;
     match event {
         Event::AppStarted(data) => draft.grant(of.instance, data.key),
-        Event::AppHealthy(_) => draft.healthy(of.instance),
+        Event::AppWoken(data) => match data.key {
+            Some(key) => draft.grant_again(of.instance, key),
+            None => Ok(()),
+        },
+        Event::AppHealthy(_) => draft.healthy(room, of.instance),
         Event::AppFailed(data) => draft.ended(room, of.instance, &data.detail),
         Event::AppStopped(_) => draft.ended(room, of.instance, "It was stopped."),
         _ => Ok(()),
@@ -200,6 +238,8 @@ struct Draft<'a> {
     orders: Vec<NewEvent>,
     mesh: Vec<NewEvent>,
     facts: Vec<NewEvent>,
+    /// The highest instance number that was given out.
+    last: InstanceId,
     /// An instance ends with it.
     ends: bool,
 }
@@ -215,6 +255,7 @@ impl<'a> Draft<'a> {
             orders,
             mesh,
             facts,
+            last: app.last_instance,
             ends: false,
         }
     }
@@ -247,12 +288,12 @@ impl<'a> Draft<'a> {
         &mut self,
         deploy: DeployId,
         version: VersionNumber,
+        slot: SlotId,
         host: HostName,
     ) -> Result<(), EventError> {
         let Some(release) = self.app.releases.get(&version) else {
             return Ok(());
         };
-        let slot = SlotId::FIRST;
         let epoch = self
             .app
             .epochs
@@ -268,11 +309,17 @@ impl<'a> Draft<'a> {
             host: host.clone(),
             slot,
             epoch,
-            instance: self.app.last_instance.next(),
+            instance: self.last.next(),
             artifact: release.artifact,
-            run: release.run.clone(),
+            run: release.run_in(slot).clone(),
         };
-        self.order(&host, "placed", &placed.into())
+        let label = match slot {
+            SlotId::FIRST => "placed".to_owned(),
+            slot => format!("placed {slot}"),
+        };
+        self.order(&host, &label, &placed.into())?;
+        self.last = self.last.next();
+        Ok(())
     }
 
     /// The answer, if this is all of it.
@@ -282,6 +329,14 @@ impl<'a> Draft<'a> {
             cause: self.cause,
             batch: self.batch(),
         }
+    }
+
+    /// The bytes of what its events say.
+    fn len(&self) -> usize {
+        let events = [&self.orders, &self.mesh, &self.facts]
+            .into_iter()
+            .flatten();
+        events.map(|event| event.data.get().len()).sum()
     }
 
     fn is_empty(&self) -> bool {
@@ -298,7 +353,7 @@ impl<'a> Draft<'a> {
     ) -> Result<Volume, EventError> {
         let app = self.app;
         let release = app.releases.get(&version);
-        let Some(release) = release.filter(|release| release.placement.volume) else {
+        let Some(release) = release.filter(|release| release.has_volume()) else {
             return Ok(Volume::Free);
         };
         let wanted = Wanted {
@@ -306,8 +361,10 @@ impl<'a> Draft<'a> {
             app,
             deploy,
             release,
+            slot: SlotId::FIRST,
         };
-        if app.holders().next().is_none() || !room.has_room_for(&wanted) {
+        let is_alone = release.slots().nth(1).is_none();
+        if app.holders().next().is_none() || !is_alone || !room.has_room_for(&wanted) {
             return Ok(Volume::Free);
         }
         if let Some(rollout) = &app.rollout {
@@ -317,10 +374,10 @@ impl<'a> Draft<'a> {
                 by: deploy,
             };
             self.fact("superseded", &superseded.into())?;
-            self.stop(rollout.instance)?;
+            self.stop_rollout(None)?;
         }
-        let awaited = app.rollout.as_ref().map(|rollout| rollout.instance);
-        for instance in app.holders().filter(|it| Some(*it) != awaited) {
+        let is_awaited = |it: &InstanceId| app.rollout.as_ref().is_some_and(|all| all.awaits(*it));
+        for instance in app.holders().filter(|it| !is_awaited(it)) {
             self.stop(instance)?;
         }
         Ok(Volume::Held)
@@ -341,7 +398,7 @@ impl<'a> Draft<'a> {
         let Some(serving) = &app.serving else {
             return Ok(());
         };
-        let is_down = !lives(&serving.primary) && !app.successor.as_ref().is_some_and(lives);
+        let is_down = !lives(&serving.primary) && !app.successors.values().any(lives);
         if wanted.volume_on().is_none() || !is_down || app.unavailable.is_some() {
             return Ok(());
         }
@@ -362,7 +419,7 @@ impl<'a> Draft<'a> {
             return Ok(());
         }
         let release = self.app.releases.get(&living.version);
-        let drain_ms = release.map_or(0, |release| release.run.stop_timeout_ms);
+        let drain_ms = release.map_or(0, |it| it.run_in(living.slot).stop_timeout_ms);
         let of = InstanceRef {
             app: self.id,
             instance,
@@ -372,11 +429,20 @@ impl<'a> Draft<'a> {
     }
 
     fn grant(&mut self, instance: InstanceId, key: MeshKey) -> Result<(), EventError> {
+        // It may have shown its spawn ticket already.
+        if self.app.leases.contains_key(&instance) {
+            return Ok(());
+        }
+        self.grant_again(instance, key)
+    }
+
+    /// The same for an instance whose earlier process had one: it has ended.
+    fn grant_again(&mut self, instance: InstanceId, key: MeshKey) -> Result<(), EventError> {
         let Some(living) = self.app.instances.get(&instance) else {
             return Ok(());
         };
-        // It may have shown its spawn ticket already.
-        if self.app.leases.contains_key(&instance) {
+        let lease = self.app.leases.get(&instance);
+        if lease.is_some_and(|lease| lease.key == key) {
             return Ok(());
         }
         let lease = LeaseGranted {
@@ -391,39 +457,105 @@ impl<'a> Draft<'a> {
         self.mesh("granted", &lease.into())
     }
 
-    /// The instance answers: if it is the one that is waited for, it gets the traffic.
-    fn healthy(&mut self, instance: InstanceId) -> Result<(), EventError> {
+    /// Tells the instances of the deploy under way to end, but for one that has.
+    fn stop_rollout(&mut self, ended: Option<InstanceId>) -> Result<(), EventError> {
+        let rollout = self.app.rollout.iter();
+        for instance in rollout.flat_map(|rollout| rollout.instances.values()) {
+            if Some(*instance) != ended {
+                self.stop(*instance)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The deploy under way has failed with one of its instances: the others end.
+    fn give_up(
+        &mut self,
+        deploy: DeployId,
+        instance: InstanceId,
+        why: &str,
+    ) -> Result<(), EventError> {
+        self.fail(deploy, why)?;
+        self.stop_rollout(Some(instance))
+    }
+
+    /// What serves may have been replaced while the deploy was under way, by instances with later epochs. Theirs
+    /// must be later still, or nobody would believe that the app's address is theirs.
+    fn raise_epochs(&mut self, all: &BTreeSet<InstanceId>) -> Result<(), EventError> {
         let app = self.app;
-        let rollout = app
-            .rollout
-            .as_ref()
-            .filter(|rollout| rollout.instance == instance);
-        let successor = app
-            .serving
-            .as_ref()
-            .filter(|_| app.successor == Some(instance));
-        let (deploy, version) = match (rollout, successor) {
-            (Some(rollout), _) => (rollout.deploy, rollout.version),
-            (None, Some(serving)) => (serving.deploy, serving.version),
-            (None, None) => return Ok(()),
+        for lease in all.iter().filter_map(|it| app.leases.get(it)) {
+            let last = app.epochs.get(&lease.slot).copied().unwrap_or_default();
+            if last > lease.epoch {
+                let raised = LeaseGranted {
+                    epoch: last.next(),
+                    ..lease.clone()
+                };
+                self.mesh(&format!("raised {}", lease.instance), &raised.into())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// From here on these get the traffic. Whoever the app's address means stays, if it is one of them.
+    fn shift(
+        &mut self,
+        deploy: DeployId,
+        version: VersionNumber,
+        all: &BTreeSet<InstanceId>,
+    ) -> Result<(), EventError> {
+        let app = self.app;
+        let primary = app.serving.as_ref().map(|serving| serving.primary);
+        let by_slot = |it: &&InstanceId| app.instances.get(it).map(|living| living.slot);
+        let first = || all.iter().min_by_key(by_slot).copied();
+        let Some(primary) = primary.filter(|it| all.contains(it)).or_else(first) else {
+            return Ok(());
         };
         let shifted = TrafficShifted {
             app: self.id,
             deploy,
             version,
-            instances: vec![instance],
-            primary: instance,
+            instances: all.iter().copied().collect(),
+            primary,
         };
-        self.fact("shifted", &shifted.into())?;
-        if rollout.is_some() {
-            self.finish(deploy, DeployOutcome::Succeeded, String::new())?;
-        }
-        // A successor does not end the deploy that is under way beside it.
-        let awaited = app.rollout.as_ref().map(|rollout| rollout.instance);
-        for other in app.instances.keys().copied() {
-            if other != instance && Some(other) != awaited {
-                self.stop(other)?;
+        self.fact("shifted", &shifted.into())
+    }
+
+    /// The instance answers: if it is one that is waited for, and the last of them, they get the traffic.
+    fn healthy(&mut self, room: &Room<'_>, instance: InstanceId) -> Result<(), EventError> {
+        let app = self.app;
+        let Some(slot) = app.instances.get(&instance).map(|it| it.slot) else {
+            return Ok(());
+        };
+        let rollout = app.rollout.as_ref().filter(|it| it.awaits(instance));
+        let serving = app.serving.as_ref();
+        let serving = serving.filter(|_| app.successors.get(&slot) == Some(&instance));
+        let (all, mut keep) = match (rollout, serving) {
+            (Some(rollout), _) => {
+                let mut others = rollout.instances.values().filter(|it| **it != instance);
+                if !others.all(|it| app.answers(*it)) {
+                    return Ok(());
+                }
+                let all: BTreeSet<InstanceId> = rollout.instances.values().copied().collect();
+                self.raise_epochs(&all)?;
+                self.shift(rollout.deploy, rollout.version, &all)?;
+                self.finish(rollout.deploy, DeployOutcome::Succeeded, String::new())?;
+                (all, BTreeSet::new())
             }
+            (None, Some(serving)) => {
+                let mut all = room.state().in_service(app);
+                all.retain(|it| app.instances.get(it).is_some_and(|it| it.slot != slot));
+                all.insert(instance);
+                self.shift(serving.deploy, serving.version, &all)?;
+                // A successor ends neither others nor the deploy that is under way beside it.
+                let awaited = app.rollout.iter().flat_map(|it| it.instances.values());
+                let keep = app.successors.values().chain(awaited).copied().collect();
+                (all, keep)
+            }
+            (None, None) => return Ok(()),
+        };
+        keep.extend(all);
+        for other in app.instances.keys().filter(|it| !keep.contains(it)) {
+            self.stop(*other)?;
         }
         Ok(())
     }
@@ -444,27 +576,30 @@ impl<'a> Draft<'a> {
             };
             self.mesh("released", &released.into())?;
         }
-        let awaited = app.rollout.as_ref().filter(|it| it.instance == instance);
+        let awaited = app.rollout.as_ref().filter(|it| it.awaits(instance));
         if let Some(rollout) = awaited {
-            self.fail(rollout.deploy, detail)?;
+            self.give_up(rollout.deploy, instance, detail)?;
         }
-        let Some(serving) = &app.serving else {
+        let (Some(serving), Some(ended)) = (&app.serving, app.instances.get(&instance)) else {
             return Ok(());
         };
-        let told = app
-            .instances
-            .get(&instance)
-            .is_some_and(|it| it.stop_requested);
         let Some(release) = app.releases.get(&serving.version) else {
             return Ok(());
         };
-        let served = serving.primary == instance || app.successor == Some(instance);
+        let served = serving.instances.contains(&instance);
+        let others = room.state().in_service(app);
+        if served && !others.is_empty() {
+            self.shift(serving.deploy, serving.version, &others)?;
+        }
+        let slot = ended.slot;
+        let was_to_serve = served || app.successors.get(&slot) == Some(&instance);
         // What served before had to end so that this one could have the volume: it gets it back.
-        let has_volume = release.placement.volume;
+        let has_volume = release.has_volume();
         let gives_back =
             awaited.is_some() && has_volume && !app.instances.contains_key(&serving.primary);
         let is_held = has_volume && app.holders().any(|it| it != instance);
-        if !(served || gives_back) || told || is_held || app.replaced >= REPLACEMENTS_MAX {
+        let is_parked = app.replaced(slot) >= REPLACEMENTS_MAX;
+        if !(was_to_serve || gives_back) || ended.stop_requested || is_held || is_parked {
             return Ok(());
         }
         let wanted = Wanted {
@@ -472,12 +607,13 @@ impl<'a> Draft<'a> {
             app,
             deploy: serving.deploy,
             release,
+            slot,
         };
-        // If no machine can take it, it stays down, as its `app_failed` says.
+        // If no machine can take it, it stays down, as its `app_failed` says, until one can.
         let Some(host) = room.elsewhere(&wanted) else {
             return Ok(());
         };
-        self.place_if_it_fits(serving.deploy, serving.version, host)
+        self.place_if_it_fits(serving.deploy, serving.version, slot, host)
     }
 
     /// Places what was placed before, on another machine: one with a longer name can make a configuration
@@ -486,9 +622,10 @@ impl<'a> Draft<'a> {
         &mut self,
         deploy: DeployId,
         version: VersionNumber,
+        slot: SlotId,
         host: HostName,
     ) -> Result<(), EventError> {
-        match self.place(deploy, version, host) {
+        match self.place(deploy, version, slot, host) {
             Err(EventError::Data { .. }) => Ok(()),
             placed => placed,
         }

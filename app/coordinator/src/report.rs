@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use tabbify_types::event::v1::{AppStarted, InstanceRef};
+use tabbify_types::event::v1::{AppStarted, AppWoken, InstanceRef};
 use tabbify_types::event::{Event, EventError};
 use tabbify_types::{AppUla, HostName, InstanceUla, MeshKey, Position, Recorded, Timestamp};
 
@@ -65,6 +65,10 @@ fn judge(
         Some(Event::InstanceDrained(data)) => {
             return drained(state, host, recorded, data.of, data.into());
         }
+        Some(Event::AppIdled(data)) => {
+            return dozes(state, host, recorded, data.of, data.into());
+        }
+        Some(Event::AppWoken(data)) => return wakes(state, host, recorded, data),
         _ => return Err(format!("a host does not report {}", recorded.kind)),
     };
     let instance = placed_there(state, host, of)?;
@@ -93,7 +97,7 @@ fn judge(
         instance.healthy_at = Some(recorded.at);
     }
     if phase == Phase::Ended && has_lived_long(instance, recorded.at) {
-        app.replaced = 0;
+        app.replaced.remove(&instance.slot);
     }
     open(state, recorded, of, event);
     Ok(())
@@ -166,6 +170,51 @@ fn drained(
     }
     open(state, recorded, of, event);
     Ok(())
+}
+
+/// An instance that serves has nothing to do.
+fn dozes(
+    state: &mut State,
+    host: &HostName,
+    recorded: &Recorded,
+    of: InstanceRef,
+    event: Event,
+) -> Result<(), String> {
+    let instance = placed_there(state, host, of)?;
+    if instance.reported != Phase::Healthy || instance.dozing || instance.stop_requested {
+        return Err("the instance was not to be idle".to_owned());
+    }
+    doze(state, of, true);
+    open(state, recorded, of, event);
+    Ok(())
+}
+
+/// An instance that was idle serves again: with the key that it had, or a new one.
+fn wakes(
+    state: &mut State,
+    host: &HostName,
+    recorded: &Recorded,
+    data: AppWoken,
+) -> Result<(), String> {
+    let of = data.of;
+    let instance = placed_there(state, host, of)?;
+    if instance.reported != Phase::Healthy || !instance.dozing {
+        return Err("the instance was not idle".to_owned());
+    }
+    if data.key.is_some_and(|key| !state.may_have(&key, of)) {
+        return Err("its key belongs to another".to_owned());
+    }
+    state.keys.extend(data.key.map(|key| (key, of)));
+    doze(state, of, false);
+    open(state, recorded, of, data.into());
+    Ok(())
+}
+
+fn doze(state: &mut State, of: InstanceRef, dozing: bool) {
+    let app = state.apps.get_mut(&of.app);
+    if let Some(instance) = app.and_then(|app| app.instances.get_mut(&of.instance)) {
+        instance.dozing = dozing;
+    }
 }
 
 /// Keeps the beginning of a text, in whole characters.

@@ -7,6 +7,7 @@ use tabbify_api::BoxFuture;
 use tabbify_api::coordinator::Ask;
 use tabbify_api::mesh::{Changed, Changes, PeerRecord, ResolveError, Resolver};
 use tabbify_api::policy::NODE_TAG;
+use tabbify_types::event::v1::InstanceRef;
 use tabbify_types::{AppUla, InstanceUla, MeshKey};
 
 use crate::coordinator::Coordinator;
@@ -50,6 +51,20 @@ impl Own {
             rules_of,
         } = self.coordinator.talk(&self.key, ask)?;
         let (holder, addresses, is_node) = match &target {
+            Target::Door(granted, machine) => {
+                let holder = Holder::Host(machine);
+                let (app, instance) = (granted.app, granted.instance);
+                return Ok(PeerRecord {
+                    key: machine.key,
+                    addresses: vec![machine.address.addr()],
+                    endpoints: self.coordinator.candidates(holder).unwrap_or_default(),
+                    outbound: Some(ports),
+                    inbound: None,
+                    is_node: false,
+                    rules_of,
+                    door: Some(InstanceRef { app, instance }),
+                });
+            }
             Target::Instance(granted) => {
                 let app = AppUla::derive(granted.app).addr();
                 let instance = InstanceUla::derive(granted.app, granted.instance).addr();
@@ -68,7 +83,7 @@ impl Own {
         let endpoints = match (self.coordinator.candidates(holder), ask, holder) {
             (Some(endpoints), ..) => endpoints,
             (None, Ask::Address(_), Holder::Instance(_)) => {
-                return Err(Refusal::NoLease(ask));
+                return Err(self.coordinator.unheard(ask));
             }
             (None, ..) => Vec::new(),
         };
@@ -80,6 +95,7 @@ impl Own {
             inbound: Some(inbound),
             is_node,
             rules_of,
+            door: None,
         })
     }
 }

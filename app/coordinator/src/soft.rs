@@ -34,24 +34,34 @@ struct Heard {
 struct Known {
     candidates: Vec<SocketAddr>,
     until: Timestamp,
+    /// They are others than whoever asked was told.
+    untold: bool,
+}
+
+/// What came of a report.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Taken {
+    /// Whether all of it found room.
+    pub(crate) fits: bool,
+    /// Keys of it that are to be reached elsewhere than was told, until [`Soft::told`] says that it was.
+    pub(crate) moved: Vec<MeshKey>,
 }
 
 impl Soft {
-    /// Takes what `host`, or an instance on it, reports. Whether all of it found room.
-    pub(crate) fn report(&self, host: &HostName, keys: Vec<Reachable>, now: Timestamp) -> bool {
+    /// Takes what `host`, or an instance on it, reports.
+    pub(crate) fn report(&self, host: &HostName, keys: Vec<Reachable>, now: Timestamp) -> Taken {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let heard = all.entry(host.clone()).or_default();
         heard.last = heard.last.max(now);
         heard.at = Some(Instant::now());
-        let mut fits = true;
+        let (mut fits, mut moved) = (true, Vec::new());
         for Reachable {
             key,
             mut candidates,
         } in keys
         {
             candidates.truncate(CANDIDATES_MAX);
-            if candidates.is_empty() {
-                heard.keys.remove(&key);
+            if candidates.is_empty() && !heard.keys.contains_key(&key) {
                 continue;
             }
             if heard.keys.len() >= KEYS_PER_HOST_MAX && !heard.keys.contains_key(&key) {
@@ -61,10 +71,34 @@ impl Soft {
                 fits = false;
                 continue;
             }
-            let until = now.plus(REPORT_LIFE);
-            heard.keys.insert(key, Known { candidates, until });
+            // What is taken back is forgotten like what is not repeated.
+            let until = match candidates.is_empty() {
+                true => now,
+                false => now.plus(REPORT_LIFE),
+            };
+            let before = heard.keys.get(&key);
+            let untold = before
+                .is_none_or(|before| before.untold || !is_same(&before.candidates, &candidates));
+            if untold {
+                moved.push(key);
+            }
+            let known = Known {
+                candidates,
+                until,
+                untold,
+            };
+            heard.keys.insert(key, known);
         }
-        fits
+        Taken { fits, moved }
+    }
+
+    /// Whoever asked for the key was told that it is to be reached elsewhere.
+    pub(crate) fn told(&self, host: &HostName, key: &MeshKey) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = all.get_mut(host).and_then(|heard| heard.keys.get_mut(key));
+        if let Some(known) = known {
+            known.untold = false;
+        }
     }
 
     /// Where `key`, which `host` holds, may be reached; none if nothing was heard lately.
@@ -114,6 +148,12 @@ impl Soft {
     }
 }
 
+/// Whether they are the same, in any order: which is best may change with every packet.
+fn is_same(before: &[SocketAddr], after: &[SocketAddr]) -> bool {
+    let has = |all: &[SocketAddr], some: &[SocketAddr]| some.iter().all(|one| all.contains(one));
+    has(before, after) && has(after, before)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -137,8 +177,8 @@ mod tests {
     fn a_report_counts_for_its_reporter_and_for_a_while() {
         let soft = Soft::default();
         let (box1, box2): (HostName, HostName) = ("box1".parse().unwrap(), "box2".parse().unwrap());
-        assert!(soft.report(&box1, vec![reachable(1, 1)], NOW));
-        assert!(soft.report(&box2, vec![reachable(1, 2)], NOW));
+        assert!(soft.report(&box1, vec![reachable(1, 1)], NOW).fits);
+        assert!(soft.report(&box2, vec![reachable(1, 2)], NOW).fits);
         let at = |host: &HostName, now: Timestamp| soft.candidates(host, &key(1), now);
         assert_eq!(at(&box1, NOW).unwrap().len(), CANDIDATES_MAX);
         assert_eq!(
@@ -148,7 +188,7 @@ mod tests {
         );
         assert_eq!(at(&box1, NOW.plus(REPORT_LIFE)), None);
         let later = NOW.plus(REPORT_LIFE / 2);
-        assert!(soft.report(&box1, vec![reachable(1, 3)], later));
+        assert!(soft.report(&box1, vec![reachable(1, 3)], later).fits);
         assert_eq!(at(&box1, NOW.plus(REPORT_LIFE)).unwrap()[0].port(), 3);
         assert_eq!(soft.last_heard(&box1), Some(later));
         soft.forget(&box1);
@@ -161,15 +201,41 @@ mod tests {
         let soft = Soft::default();
         let host: HostName = "box1".parse().unwrap();
         for n in 0..KEYS_PER_HOST_MAX {
-            assert!(soft.report(&host, vec![reachable(n, 1)], NOW));
+            assert!(soft.report(&host, vec![reachable(n, 1)], NOW).fits);
         }
-        assert!(!soft.report(&host, vec![reachable(KEYS_PER_HOST_MAX, 1)], NOW));
+        let one_more = || vec![reachable(KEYS_PER_HOST_MAX, 1)];
+        assert!(!soft.report(&host, one_more(), NOW).fits);
         assert!(
-            soft.report(&host, vec![reachable(0, 2)], NOW),
+            soft.report(&host, vec![reachable(0, 2)], NOW).fits,
             "a known one"
         );
         let later = NOW.plus(REPORT_LIFE);
-        assert!(soft.report(&host, vec![reachable(KEYS_PER_HOST_MAX, 1)], later));
+        assert!(soft.report(&host, one_more(), later).fits);
         assert_eq!(soft.candidates(&host, &key(1), later), None);
+    }
+
+    #[test]
+    fn who_moves_is_told_of_until_it_was() {
+        let soft = Soft::default();
+        let host: HostName = "box1".parse().unwrap();
+        let ports = |ports: &[u16]| {
+            let at = |port: &u16| SocketAddr::from(([127, 0, 0, 1], *port));
+            let candidates = ports.iter().map(at).collect();
+            vec![Reachable {
+                key: key(1),
+                candidates,
+            }]
+        };
+        let moved = |at: &[u16]| !soft.report(&host, ports(at), NOW).moved.is_empty();
+        assert!(!moved(&[]), "nobody knew of any");
+        assert!(moved(&[1, 2]) && moved(&[1, 2]), "until it is told");
+        soft.told(&host, &key(1));
+        assert!(!moved(&[1, 2]) && !moved(&[2, 1]), "the same again");
+        assert!(moved(&[1]) && moved(&[1, 2]), "nobody was told of either");
+        soft.told(&host, &key(1));
+        assert!(moved(&[]));
+        assert_eq!(soft.candidates(&host, &key(1), NOW), None);
+        soft.told(&host, &key(1));
+        assert!(!moved(&[]) && moved(&[1]));
     }
 }

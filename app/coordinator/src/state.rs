@@ -152,7 +152,7 @@ impl Place {
 
 impl Fold for State {
     const NAME: &'static str = "coordinator";
-    const VERSION: u32 = 3;
+    const VERSION: u32 = 4;
     type News = Option<News>;
     type Error = FoldError;
 
@@ -318,14 +318,23 @@ impl State {
         app.mesh_rev = recorded.rev;
         let (id, instance) = (data.app, data.instance);
         let living = app.instances.get_mut(&instance)?;
-        living.key.get_or_insert(data.key);
-        self.keys
-            .insert(data.key, InstanceRef { app: id, instance });
-        app.leases.insert(instance, data);
-        Some(Change::App {
-            app: id,
-            gone: None,
-        })
+        let key = data.key;
+        // Until the log says that it is awake, the process that got the lease may end like the one before.
+        if living.rekeys {
+            living.key = Some(key);
+        }
+        living.key.get_or_insert(key);
+        living.epoch = data.epoch;
+        let last = app.epochs.entry(data.slot).or_default();
+        *last = data.epoch.max(*last);
+        let before = app.leases.insert(instance, data);
+        // That of a process that ended while it was idle.
+        let gone = before.map(|before| before.key).filter(|gone| *gone != key);
+        if let Some(gone) = gone {
+            self.keys.remove(&gone);
+        }
+        self.keys.insert(key, InstanceRef { app: id, instance });
+        Some(Change::App { app: id, gone })
     }
 
     fn released(&mut self, recorded: &Recorded, data: &LeaseReleased) -> Option<Change> {
@@ -375,18 +384,25 @@ impl State {
                 }
                 self.look_at(id);
             }
+            Event::AppHealthy(data) => {
+                if let Some(instance) = app.instances.get_mut(&data.of.instance) {
+                    instance.answers = true;
+                }
+            }
             Event::AppUnavailable(_) => {
                 app.unavailable = Some(Mark::of(recorded));
                 self.look_at(id);
             }
             Event::TrafficShifted(data) => {
-                shifted(app, &data);
+                shifted(app, recorded, &data);
                 self.look_at(id);
                 return Some(Change::App {
                     app: id,
                     gone: None,
                 });
             }
+            Event::AppIdled(data) => return idles(app, data.of, true),
+            Event::AppWoken(data) => return idles(app, data.of, false),
             Event::AppFailed(data) => self.ended(id, data.of.instance),
             Event::AppStopped(data) => self.ended(id, data.of.instance),
             _ => {}
@@ -448,9 +464,21 @@ const fn answers(event: &Event) -> bool {
             | Event::AppStarted(_)
             | Event::AppHealthy(_)
             | Event::InstanceDrained(_)
+            | Event::AppIdled(_)
+            | Event::AppWoken(_)
             | Event::AppFailed(_)
             | Event::AppStopped(_)
     )
+}
+
+/// From here on an instance is reached through its machine's doorbell, or by itself again.
+fn idles(app: &mut App, of: InstanceRef, idle: bool) -> Option<Change> {
+    let instance = app.instances.get_mut(&of.instance)?;
+    (instance.idle, instance.rekeys) = (idle, idle);
+    Some(Change::App {
+        app: of.app,
+        gone: None,
+    })
 }
 
 fn published(app: &mut App, data: VersionPublished) {
@@ -458,6 +486,7 @@ fn published(app: &mut App, data: VersionPublished) {
         artifact: data.artifact,
         run: data.run,
         placement: data.placement,
+        further: data.further,
     });
 }
 
@@ -476,19 +505,25 @@ fn placed(app: &mut App, data: AppPlaced) {
         .serving
         .as_ref()
         .is_some_and(|serving| serving.deploy == data.deploy);
+    let (slot, instance) = (data.slot, data.instance);
     if replaces {
-        app.successor = Some(data.instance);
-        app.replaced = app.replaced.saturating_add(1);
+        app.successors.insert(slot, instance);
+        let replaced = app.replaced.entry(slot).or_default();
+        *replaced = replaced.saturating_add(1);
     } else {
-        let (deploy, version, instance) = (data.deploy, data.version, data.instance);
-        app.rollout = Some(Rollout {
-            deploy,
-            version,
-            instance,
-        });
+        let rollout = app.rollout.take();
+        let mut rollout = rollout
+            .filter(|rollout| rollout.deploy == data.deploy)
+            .unwrap_or_else(|| Rollout {
+                deploy: data.deploy,
+                version: data.version,
+                instances: BTreeMap::new(),
+            });
+        rollout.instances.insert(slot, instance);
+        app.rollout = Some(rollout);
     }
     let release = app.releases.get(&data.version);
-    if app.volume_on.is_none() && release.is_some_and(|it| it.placement.volume) {
+    if app.volume_on.is_none() && release.is_some_and(Release::has_volume) {
         app.volume_on = Some(data.host.clone());
     }
     app.last_instance = app.last_instance.max(data.instance);
@@ -504,26 +539,34 @@ fn placed(app: &mut App, data: AppPlaced) {
         reported: Phase::Placed,
         key: None,
         healthy_at: None,
+        answers: false,
         stop_requested: false,
         drained: false,
+        dozing: false,
+        idle: false,
+        rekeys: false,
     };
     app.instances.insert(data.instance, instance);
 }
 
-fn shifted(app: &mut App, data: &TrafficShifted) {
+fn shifted(app: &mut App, recorded: &Recorded, data: &TrafficShifted) {
     let same = app
         .serving
         .as_ref()
         .is_some_and(|serving| serving.deploy == data.deploy);
-    if !same {
-        app.replaced = 0;
+    if same {
+        let serves = |instance: &InstanceId| data.instances.contains(instance);
+        app.successors.retain(|_, instance| !serves(instance));
+    } else {
+        app.replaced.clear();
+        app.successors.clear();
     }
-    app.successor = None;
     app.unavailable = None;
     app.serving = Some(Serving {
         deploy: data.deploy,
         version: data.version,
         primary: data.primary,
         instances: data.instances.iter().copied().collect(),
+        mark: Mark::of(recorded),
     });
 }

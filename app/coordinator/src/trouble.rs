@@ -10,9 +10,12 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 use tabbify_types::event::v1::{InstanceRef, SupervisorDrainRequested};
-use tabbify_types::{AppId, ByteSize, EventId, HostName, Position, Recorded, Timestamp};
+use tabbify_types::{
+    AppId, ByteSize, EventId, HostName, InstanceId, Position, Recorded, SlotId, Timestamp,
+};
 
 use crate::app::{App, Instance};
+use crate::plan::REPLACEMENTS_MAX;
 use crate::report::has_lived_long;
 use crate::state::State;
 
@@ -195,12 +198,35 @@ impl State {
         let Some(app) = self.apps.get(&id) else {
             return;
         };
-        let is_unsettled = app.unavailable.is_some() || self.has_to_move(app);
+        let is_unsettled =
+            app.unavailable.is_some() || self.has_to_move(app) || !self.vacant(app).is_empty();
         if is_unsettled {
             self.unsettled.insert(id);
         } else {
             self.unsettled.remove(&id);
         }
+    }
+
+    /// The instances of an app that get traffic and can be reached, as far as is known.
+    pub(crate) fn in_service(&self, app: &App) -> BTreeSet<InstanceId> {
+        let reachable = |instance: &InstanceId| {
+            let living = app.instances.get(instance);
+            let trouble = living.and_then(|living| self.troubles.get(&living.host));
+            app.lives(*instance) && !trouble.is_some_and(Trouble::is_gone)
+        };
+        let serving = app.serving.iter().flat_map(|serving| &serving.instances);
+        serving.copied().filter(reachable).collect()
+    }
+
+    /// Slots of what serves that are to be filled again, while others of it do serve: where nothing does, the
+    /// app is unavailable.
+    pub(crate) fn vacant(&self, app: &App) -> Vec<SlotId> {
+        let mut vacant = app.unfilled();
+        vacant.retain(|slot| app.replaced(*slot) < REPLACEMENTS_MAX);
+        if !vacant.is_empty() && self.in_service(app).is_empty() {
+            vacant.clear();
+        }
+        vacant
     }
 
     fn has_to_move(&self, app: &App) -> bool {
@@ -227,7 +253,7 @@ impl State {
                 && let Some(instance) = app.instances.get(&of.instance)
                 && has_lived_long(instance, at)
             {
-                app.replaced = 0;
+                app.replaced.remove(&instance.slot);
             }
         }
         self.look_at_apps_on(host);

@@ -183,37 +183,24 @@ impl Watchers {
     /// heard it.
     pub(crate) fn publish(&self, position: Position, change: Change) -> usize {
         let mut table = self.table();
-        let table = &mut *table;
         table.position = table.position.max(position);
-        let topic = match &change {
-            Change::App { app, .. } => Some(Topic::App(*app)),
-            Change::Host { host, .. } => Some(Topic::Host(host.clone())),
-            Change::Reset | Change::Alive | Change::Policy { .. } | Change::Issuers => None,
-        };
         let told = Told { position, change };
         if table.recent.len() >= RECENT_MAX
             && let Some(oldest) = table.recent.pop_front()
         {
-            table.since = oldest.position;
+            table.since = table.since.max(oldest.position);
         }
         table.recent.push_back(told.clone());
-        let ids: BTreeSet<u64> = match topic {
-            // Few things concern everybody, and they are rare.
-            None => table.watches.keys().copied().collect(),
-            Some(topic) => {
-                let keys = table.by_topic.get(&topic).into_iter().flatten();
-                let asked = keys.filter_map(|key| table.by_key.get(key));
-                let asked = asked.flat_map(|watching| &watching.ids);
-                asked.chain(&table.everything).copied().collect()
-            }
-        };
-        for id in &ids {
-            if let Some(entry) = table.watches.get(id) {
-                entry.cell.push(&told);
-            }
-        }
-        table.delivered += ids.len() as u64;
-        ids.len()
+        table.deliver(&told)
+    }
+
+    /// Tells what stands in no log, after whoever asks again gets the new answer. Who is away meanwhile cannot
+    /// be told later, and so begins anew. How many watches heard it.
+    pub(crate) fn publish_soft(&self, change: Change) -> usize {
+        let mut table = self.table();
+        let position = table.position;
+        table.since = table.since.max(Position(position.get() + 1));
+        table.deliver(&Told { position, change })
     }
 
     /// Ends the watches of a key that is nobody's any more.
@@ -236,6 +223,32 @@ impl Watchers {
 }
 
 impl Table {
+    /// Puts a line into the queues of those that it concerns; how many they are.
+    fn deliver(&mut self, told: &Told) -> usize {
+        let topic = match &told.change {
+            Change::App { app, .. } => Some(Topic::App(*app)),
+            Change::Host { host, .. } => Some(Topic::Host(host.clone())),
+            Change::Reset | Change::Alive | Change::Policy { .. } | Change::Issuers => None,
+        };
+        let ids: BTreeSet<u64> = match topic {
+            // Few things concern everybody, and they are rare.
+            None => self.watches.keys().copied().collect(),
+            Some(topic) => {
+                let keys = self.by_topic.get(&topic).into_iter().flatten();
+                let asked = keys.filter_map(|key| self.by_key.get(key));
+                let asked = asked.flat_map(|watching| &watching.ids);
+                asked.chain(&self.everything).copied().collect()
+            }
+        };
+        for id in &ids {
+            if let Some(entry) = self.watches.get(id) {
+                entry.cell.push(told);
+            }
+        }
+        self.delivered += ids.len() as u64;
+        ids.len()
+    }
+
     fn end(&mut self, id: u64) {
         let Some(entry) = self.watches.remove(&id) else {
             return;

@@ -12,7 +12,7 @@ use crate::channel::{Channel, ready};
 use crate::order::Start;
 use crate::serve::{Life, child_signals, farewell, report};
 use crate::wire::Kind;
-use crate::{account, console, network, process, root};
+use crate::{account, console, network, process, root, way};
 
 /// LIMIT: how long the host may take to say what to run.
 const ORDER_WITHIN: Duration = Duration::from_secs(60);
@@ -93,6 +93,9 @@ fn prepare(start: &Start) -> Result<(crate::order::Process, account::Account), S
     let name = start.hostname.as_bytes();
     sethostname(name).map_err(|error| format!("the host name: {error}"))?;
     network::loopback()?;
+    if start.way_out {
+        way::open()?;
+    }
     if let Some(wanted) = &start.network {
         crate::channel::wait_for("the network interface", || network::first().is_some())?;
         let name = network::first().ok_or("the network interface is gone")?;
@@ -108,6 +111,10 @@ fn prepare(start: &Start) -> Result<(crate::order::Process, account::Account), S
     let _ = rustix::process::setrlimit(rustix::process::Resource::Nofile, files);
     let mut process = start.process.clone();
     let account = account::find(&process.user, Path::new("/"))?;
+    root::secrets(&start.files, &account)?;
+    if let Some(volume) = &start.volume {
+        root::hand_over(volume, &account)?;
+    }
     process::complete(&mut process, &account, &start.hostname);
     Ok((process, account))
 }

@@ -11,7 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::wire::{Decoder, Frame, Kind, PORT, encode};
+use crate::wire::{Decoder, FROM_GUEST_LEN_MAX, Frame, Kind, PORT, encode};
 
 /// LIMIT: what waits for the host. While it is this much, no output is read, and who prints waits.
 pub(crate) const WAITING_MAX: usize = 256 << 10;
@@ -62,8 +62,8 @@ pub(crate) struct Channel {
 impl Channel {
     /// Opens the port and waits for the host at its other end.
     pub(crate) fn open() -> Result<Self, String> {
-        wait_for("the channel to the host", || find().is_some())?;
-        let path = find().ok_or("the channel to the host is gone")?;
+        wait_for("the channel to the host", || find(PORT).is_some())?;
+        let path = find(PORT).ok_or("the channel to the host is gone")?;
         let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or_default();
         let port = OpenOptions::new()
             .read(true)
@@ -85,6 +85,8 @@ impl Channel {
 
     /// Puts a frame behind those that wait.
     pub(crate) fn send(&mut self, kind: Kind, of: u32, payload: &[u8]) {
+        // What is longer, such as a sentence with a whole command in it, would end the channel.
+        let payload = &payload[..payload.len().min(FROM_GUEST_LEN_MAX)];
         encode(kind, of, payload, &mut self.waiting);
     }
 
@@ -142,11 +144,19 @@ impl Channel {
     }
 }
 
-fn find() -> Option<PathBuf> {
+/// Opens another port of the console, whose reads and writes wait.
+pub(crate) fn open_port(name: &str) -> Result<File, String> {
+    wait_for("a port to the host", || find(name).is_some())?;
+    let path = find(name).ok_or("a port to the host is gone")?;
+    let port = OpenOptions::new().read(true).write(true).open(&path);
+    port.map_err(|error| format!("{}: {error}", path.display()))
+}
+
+fn find(wanted: &str) -> Option<PathBuf> {
     let ports = fs::read_dir("/sys/class/virtio-ports").ok()?;
     let ours = ports.filter_map(Result::ok).find(|port| {
         let name = fs::read_to_string(port.path().join("name"));
-        name.is_ok_and(|name| name.trim() == PORT)
+        name.is_ok_and(|name| name.trim() == wanted)
     })?;
     let path = PathBuf::from("/dev").join(ours.file_name());
     path.exists().then_some(path)

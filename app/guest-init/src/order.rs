@@ -14,11 +14,17 @@ pub struct Start {
     /// The one interface beside loopback; none without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<Network>,
+    /// Whether programs find a proxy on the guest's loopback ([`crate::way`]).
+    #[serde(default)]
+    pub way_out: bool,
     /// LIMIT: bytes of memory that files outside the volume may take. Beyond it the disk is full.
     pub scratch_bytes: u64,
     /// A path where the second drive is mounted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volume: Option<String>,
+    /// Secrets that are files in [`SECRETS_DIRECTORY`](crate::enter::SECRETS_DIRECTORY): name and content.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<(String, Vec<u8>)>,
     /// Milliseconds since 1970: the guest's clock is set to it.
     pub clock_ms: u64,
     /// Randomness of the host's, credited to the guest's pool.

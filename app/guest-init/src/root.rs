@@ -2,12 +2,17 @@
 
 use std::ffi::CString;
 use std::fs;
+use std::io::Write as _;
 use std::net::Ipv4Addr;
-use std::os::unix::fs::{DirBuilderExt as _, symlink};
+use std::os::unix::fs::{
+    DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, chown, symlink,
+};
 use std::path::Path;
 
 use rustix::mount::{MountFlags, mount, mount_move};
 
+use crate::account::Account;
+use crate::enter::SECRETS_DIRECTORY;
 use crate::order::Start;
 
 /// Where the parts lie before they become the root.
@@ -143,6 +148,45 @@ pub(crate) fn furnish(start: &Start) -> Result<(), String> {
         written("/etc/resolv.conf", &format!("nameserver {resolver}\n"))?;
     }
     Ok(())
+}
+
+/// Makes secrets files that the app's user alone reads, in memory.
+pub(crate) fn secrets(files: &[(String, Vec<u8>)], account: &Account) -> Result<(), String> {
+    if files.is_empty() {
+        return Ok(());
+    }
+    made(SECRETS_DIRECTORY)?;
+    for (name, content) in files {
+        let path = Path::new(SECRETS_DIRECTORY).join(name);
+        let failed = |error: std::io::Error| format!("{}: {error}", path.display());
+        // The host's word for a name is not to be a way to somewhere else.
+        if path.parent() != Some(Path::new(SECRETS_DIRECTORY)) || path.file_name().is_none() {
+            return Err(format!("{name:?} is no name of a secret"));
+        }
+        let mut options = fs::OpenOptions::new();
+        let mut file = options
+            .write(true)
+            .create_new(true)
+            .mode(0o400)
+            .open(&path)
+            .map_err(failed)?;
+        file.write_all(content).map_err(failed)?;
+        chown(&path, Some(account.uid), Some(account.gid)).map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// Gives a volume that nobody has used yet to the app's user: a fresh one is root's.
+pub(crate) fn hand_over(volume: &str, account: &Account) -> Result<(), String> {
+    let failed = |error: std::io::Error| format!("the volume {volume}: {error}");
+    let found = fs::metadata(volume).map_err(failed)?;
+    let mut names = fs::read_dir(volume).map_err(failed)?;
+    // What `mkfs` makes is not of an app.
+    let used = names.any(|entry| entry.is_ok_and(|entry| entry.file_name() != "lost+found"));
+    if used || found.uid() != 0 || account.uid == 0 {
+        return Ok(());
+    }
+    chown(volume, Some(account.uid), Some(account.gid)).map_err(failed)
 }
 
 /// Puts the volume's last writes on the drive.

@@ -1,5 +1,6 @@
 //! The life of the app: one loop over the channel, the signals and the output of everybody.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal as Sig};
@@ -13,6 +14,7 @@ use crate::child::Child;
 use crate::listeners::listeners;
 use crate::order::{End, Exec, Process, Status, Stop};
 use crate::process::spawn;
+use crate::way::PROXY_PORT;
 use crate::wire::{Frame, Kind};
 
 /// LIMIT: programs beside the app at once.
@@ -141,8 +143,11 @@ impl Life {
                 execs.for_each(Child::kill);
             }
             Kind::Look => {
+                let mut list = listeners();
+                // That is ours, and not the app's.
+                list.retain(|found| *found != (Ipv4Addr::LOCALHOST, PROXY_PORT).into());
                 // Plain data in memory: this does not fail.
-                let list = serde_json::to_vec(&listeners()).unwrap_or_default();
+                let list = serde_json::to_vec(&list).unwrap_or_default();
                 channel.send(Kind::Listening, 0, &list);
             }
             // The app runs already; the rest is for the host to read.

@@ -14,12 +14,14 @@ use std::fmt;
 
 /// LIMIT: bytes in a frame: an order with its environment is the largest.
 pub const PAYLOAD_LEN_MAX: usize = 1 << 20;
+/// LIMIT: bytes in a frame of a guest's, which has no orders to give: the host keeps many of them.
+pub const FROM_GUEST_LEN_MAX: usize = 64 << 10;
 /// The name of the port of the machine's virtio console that is the channel.
 pub const PORT: &str = "tabbify";
 /// Bytes before the payload.
 pub const HEADER_LEN: usize = 9;
 
-/// What a frame says. The lower numbers are the host's, those from 64 on the guest's.
+/// What a frame says. The lower numbers are the host's, those from 64 on the guest's, those from 128 on both's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {
@@ -47,12 +49,22 @@ pub enum Kind {
     Ended = 68,
     /// It could not be started: a sentence.
     Failed = 69,
+    /// On the way out ([`crate::way`]): a program has connected, and this is its stream from now on.
+    Dial = 71,
     /// Who listens: a list of [`SocketAddr`](std::net::SocketAddr) as JSON.
     Listening = 70,
+    /// On the way out, in both directions: a piece of a stream.
+    Data = 128,
+    /// A piece was taken: there is room for another.
+    Room = 129,
+    /// No piece follows.
+    End = 130,
+    /// The stream is over in both directions.
+    Reset = 131,
 }
 
 impl Kind {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 18] = [
         Self::Start,
         Self::Stop,
         Self::Exec,
@@ -66,6 +78,11 @@ impl Kind {
         Self::Ended,
         Self::Failed,
         Self::Listening,
+        Self::Dial,
+        Self::Data,
+        Self::Room,
+        Self::End,
+        Self::Reset,
     ];
 
     fn from_byte(byte: u8) -> Option<Self> {
@@ -101,9 +118,14 @@ pub enum WireError {
     /// The first byte is none of [`Kind`].
     #[error("{0} is no kind of frame")]
     Kind(u8),
-    /// Longer than [`PAYLOAD_LEN_MAX`].
-    #[error("a frame of {0} bytes, over {PAYLOAD_LEN_MAX}")]
-    Length(u32),
+    /// Longer than its reader takes.
+    #[error("a frame of {len} bytes, over {max}")]
+    Length {
+        /// What it says of itself.
+        len: u32,
+        /// What its reader takes.
+        max: usize,
+    },
 }
 
 /// Appends a frame. A payload beyond [`PAYLOAD_LEN_MAX`] is cut: its reader would refuse it all.
@@ -117,14 +139,32 @@ pub fn encode(kind: Kind, of: u32, payload: &[u8], out: &mut Vec<u8>) {
 }
 
 /// Makes frames of bytes as they come.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Decoder {
     bytes: Vec<u8>,
     /// How many of them have been given out.
     taken: usize,
+    /// The longest payload.
+    max: usize,
+}
+
+impl Default for Decoder {
+    fn default() -> Self {
+        Self::within(PAYLOAD_LEN_MAX)
+    }
 }
 
 impl Decoder {
+    /// One that takes payloads of so many bytes.
+    #[must_use]
+    pub const fn within(max: usize) -> Self {
+        Self {
+            bytes: Vec::new(),
+            taken: 0,
+            max,
+        }
+    }
+
     /// Adds what was read.
     pub fn push(&mut self, bytes: &[u8]) {
         self.bytes.drain(..self.taken);
@@ -145,8 +185,9 @@ impl Decoder {
         let kind = Kind::from_byte(kind).ok_or(WireError::Kind(kind))?;
         let said = u32::from_le_bytes([a, b, c, d]);
         let len = usize::try_from(said).unwrap_or(usize::MAX);
-        if len > PAYLOAD_LEN_MAX {
-            return Err(WireError::Length(said));
+        if len > self.max {
+            let max = self.max;
+            return Err(WireError::Length { len: said, max });
         }
         let Some(payload) = rest.get(..len) else {
             return Ok(None);
@@ -213,7 +254,14 @@ mod tests {
     fn what_is_too_long_is_refused_before_it_is_there() {
         let mut bytes = vec![Kind::Stdout as u8, 0, 0, 0, 0];
         bytes.extend(u32::MAX.to_le_bytes());
-        assert_eq!(read(&bytes, 9), Err(WireError::Length(u32::MAX)));
+        let refused = |max| {
+            let len = u32::MAX;
+            Err(WireError::Length { len, max })
+        };
+        assert_eq!(read(&bytes, 9), refused(PAYLOAD_LEN_MAX).map(|()| vec![]));
+        let mut decoder = Decoder::within(FROM_GUEST_LEN_MAX);
+        decoder.push(&bytes);
+        assert_eq!(decoder.take(), refused(FROM_GUEST_LEN_MAX).map(|()| None));
         assert_eq!(read(&[0; 9], 9), Err(WireError::Kind(0)));
         let mut long = Vec::new();
         encode(Kind::Stdout, 0, &vec![0; PAYLOAD_LEN_MAX + 5], &mut long);

@@ -21,7 +21,8 @@ pub(crate) fn apply(tree: &mut Tree, number: usize, tar: &Slice) -> Result<()> {
     let damaged = |why: String| ImageError::damaged(format!("layer {number}"), why);
     tarball::read(tar, damaged, |entry| {
         let path = entry.path.clone();
-        take(tree, number, tar, entry).map_err(|why| ImageError::Refused {
+        let taken = tree.entry().and_then(|()| take(tree, number, tar, entry));
+        taken.map_err(|why| ImageError::Refused {
             layer: number,
             entry: shown(&path),
             why,
@@ -125,22 +126,19 @@ fn survives(tree: &mut Tree, name: Name, layer: usize) -> bool {
 }
 
 /// Removes from a directory what lies below `layer`, and says whether anything is left in it. As deep
-/// as a path may be.
+/// as a path may be, and once for each layer: what is below it does not come back.
 fn prune(tree: &mut Tree, directory: NodeId, layer: usize) -> bool {
-    let Some(names) = tree.names(directory) else {
+    let node = tree.node_mut(directory);
+    let before = std::mem::replace(&mut node.pruned, layer);
+    let Body::Directory(names) = &mut node.body else {
         return false;
     };
-    let names: Vec<(Box<[u8]>, Name)> = names
-        .iter()
-        .map(|(name, found)| (name.clone(), *found))
-        .collect();
-    let mut left = false;
-    for (name, found) in names {
-        if survives(tree, found, layer) {
-            left = true;
-        } else if let Some(names) = tree.names_mut(directory) {
-            names.remove(&name);
-        }
+    if before == layer {
+        return !names.is_empty();
     }
+    let mut names = std::mem::take(names);
+    names.retain(|_, found| survives(tree, *found, layer));
+    let left = !names.is_empty();
+    tree.node_mut(directory).body = Body::Directory(names);
     left
 }

@@ -3,14 +3,17 @@
 //! ```text
 //! <directory>/<id>.<form>.squashfs   the file system        .sum    its length and BLAKE3
 //!            /<id>.<form>.lock       held while it is made  .part   what is being made
+//!            /<id>.<form>.used       the number of its last use
+//!            /uses.lock              held while a use is numbered
 //! ```
-//! A user of a file system holds a shared lock on it; one that somebody holds is not removed.
+//! A user of a file system holds a shared lock on it; one that somebody holds is not removed. Uses are numbered,
+//! since the times of files are as coarse as the kernel's tick: two uses in one tick would have no order.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, Timestamps, flock, futimens};
+use rustix::fs::{FlockOperation, flock};
 
 use crate::error::{ImageError, Result};
 use crate::image::Image;
@@ -19,6 +22,9 @@ use crate::squashfs;
 /// Which way of making a file system its name stands for. To be raised when the same image would give
 /// another one.
 const FORM: u32 = 1;
+/// How file systems, and the numbers of their last uses, end.
+const SQUASHFS: &str = "squashfs";
+const USED: &str = "used";
 
 /// Root file systems in a directory of this machine, for any number of processes at once.
 #[derive(Debug, Clone)]
@@ -49,6 +55,7 @@ struct Files {
     sum: PathBuf,
     lock: PathBuf,
     part: PathBuf,
+    used: PathBuf,
 }
 
 impl Cache {
@@ -73,14 +80,12 @@ impl Cache {
     /// What is wrong with a layer; `sqfstar` missing or failing; those of the file system.
     pub fn root(&self, image: &Image) -> Result<Root> {
         let files = self.files(&image.id().hex());
-        if let Some(root) = open(&files)? {
+        if let Some(root) = self.open_root(&files)? {
             return Ok(root);
         }
-        let lock = lock_file(&files.lock)?;
-        flock(&lock, FlockOperation::LockExclusive)
-            .map_err(|error| ImageError::io("lock", &files.lock)(error.into()))?;
+        let _lock = locked(&files.lock)?;
         // Whoever had the lock before may have made it.
-        if let Some(root) = open(&files)? {
+        if let Some(root) = self.open_root(&files)? {
             return Ok(root);
         }
         let made = self.make(image, &files);
@@ -89,7 +94,7 @@ impl Cache {
             let _ = fs::remove_file(&files.part);
         }
         made?;
-        let root = open(&files)?;
+        let root = self.open_root(&files)?;
         self.shrink()?;
         root.ok_or_else(|| ImageError::damaged("the root file system", "it changed as it was made"))
     }
@@ -116,26 +121,52 @@ impl Cache {
     fn files(&self, id: &str) -> Files {
         let file = |ending: &str| self.directory.join(format!("{id}.{FORM}.{ending}"));
         Files {
-            squashfs: file("squashfs"),
+            squashfs: file(SQUASHFS),
             sum: file("sum"),
             lock: file("lock"),
             part: file("part"),
+            used: file(USED),
         }
     }
 
-    /// Removes the least recently used that nobody uses, until the rest fits.
-    fn shrink(&self) -> Result<()> {
+    /// The file system, if it is whole; that is a use of it.
+    fn open_root(&self, files: &Files) -> Result<Option<Root>> {
+        let root = open(files)?;
+        if root.is_some() {
+            self.count(files)?;
+        }
+        Ok(root)
+    }
+
+    /// Numbers a use, after all that were before it.
+    fn count(&self, files: &Files) -> Result<()> {
+        let _lock = locked(&self.directory.join("uses.lock"))?;
+        let last = self.found(USED)?.iter().map(|path| use_of(path)).max();
+        let number = last.unwrap_or_default().saturating_add(1).to_string();
+        tabbify_process::files::write_atomic(&files.used, number.as_bytes(), 0o600)
+            .map_err(ImageError::io("write", &files.used))
+    }
+
+    /// Its files with this ending.
+    fn found(&self, ending: &str) -> Result<Vec<PathBuf>> {
         let unreadable = || ImageError::io("read", &self.directory);
         let mut found = Vec::new();
         for entry in fs::read_dir(&self.directory).map_err(unreadable())? {
             let path = entry.map_err(unreadable())?.path();
-            if path.extension().is_some_and(|ending| ending == "squashfs") {
-                // Another process may remove it at this moment.
-                let Ok(metadata) = fs::metadata(&path) else {
-                    continue;
-                };
-                let used = metadata.modified().map_err(unreadable())?;
-                found.push((used, metadata.len(), path));
+            if path.extension().is_some_and(|found| found == ending) {
+                found.push(path);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Removes the least recently used that nobody uses, until the rest fits.
+    fn shrink(&self) -> Result<()> {
+        let mut found = Vec::new();
+        for path in self.found(SQUASHFS)? {
+            // Another process may remove it at this moment.
+            if let Ok(metadata) = fs::metadata(&path) {
+                found.push((use_of(&path.with_extension(USED)), metadata.len(), path));
             }
         }
         found.sort();
@@ -170,7 +201,6 @@ fn open(files: &Files) -> Result<Option<Root>> {
     if !is_still(&file, &files.squashfs) {
         return Ok(None);
     }
-    touch(&file).map_err(ImageError::io("touch", &files.squashfs))?;
     Ok(Some(Root {
         path: files.squashfs.clone(),
         _held: file,
@@ -183,17 +213,10 @@ fn is_still(file: &File, path: &Path) -> bool {
     matches!((file.metadata(), fs::metadata(path)), (Ok(a), Ok(b)) if same(&a, &b))
 }
 
-/// Its time of change is when it was used last.
-fn touch(file: &File) -> io::Result<()> {
-    let now = rustix::fs::Timespec {
-        tv_sec: 0,
-        tv_nsec: rustix::fs::UTIME_NOW,
-    };
-    let times = Timestamps {
-        last_access: now,
-        last_modification: now,
-    };
-    futimens(file, &times).map_err(Into::into)
+/// The number of the last use; one that is not known was before all others.
+fn use_of(path: &Path) -> u64 {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.parse().unwrap_or_default()
 }
 
 /// Length and digest in one line.
@@ -212,10 +235,14 @@ fn sum(file: &mut File) -> io::Result<String> {
     Ok(format!("{len} {}\n", hasher.finalize().to_hex()))
 }
 
-fn lock_file(path: &Path) -> Result<File> {
+/// A lock file, once nobody else has it.
+fn locked(path: &Path) -> Result<File> {
     let mut options = OpenOptions::new();
     options.create(true).truncate(false).write(true);
-    options.open(path).map_err(ImageError::io("open", path))
+    let file = options.open(path).map_err(ImageError::io("open", path))?;
+    flock(&file, FlockOperation::LockExclusive)
+        .map_err(|error| ImageError::io("lock", path)(error.into()))?;
+    Ok(file)
 }
 
 /// Whether it is gone.
@@ -228,6 +255,7 @@ fn remove_unused(path: &Path) -> Result<bool> {
     }
     remove(path)?;
     remove(&path.with_extension("sum"))?;
+    remove(&path.with_extension(USED))?;
     // The lock file stays: another process may wait for it at this moment. It is empty.
     Ok(true)
 }

@@ -22,6 +22,8 @@ impl NodeId {
 pub(crate) struct Node {
     pub(crate) meta: Meta,
     pub(crate) body: Body,
+    /// Of a directory: the layer that last removed from it what lies below that layer; 0 is none.
+    pub(crate) pruned: usize,
 }
 
 /// What it is.
@@ -46,6 +48,7 @@ pub(crate) struct Name {
 pub(crate) struct Tree {
     nodes: Vec<Node>,
     nodes_max: usize,
+    entries_left: usize,
     name_bytes_left: usize,
 }
 
@@ -56,8 +59,10 @@ impl Tree {
             nodes: vec![Node {
                 meta: implied(),
                 body: Body::Directory(BTreeMap::new()),
+                pruned: 0,
             }],
             nodes_max: limits.entries,
+            entries_left: limits.entries,
             name_bytes_left: limits.name_bytes,
         }
     }
@@ -98,13 +103,21 @@ impl Tree {
         self.names(directory)?.get(name).copied()
     }
 
+    /// Counts an entry of a layer, also one that adds nothing, such as a whiteout.
+    pub(crate) fn entry(&mut self) -> Result<(), String> {
+        let left = self.entries_left.checked_sub(1);
+        self.entries_left = left.ok_or_else(|| self.too_many())?;
+        Ok(())
+    }
+
+    fn too_many(&self) -> String {
+        format!("the image has more than {} entries", self.nodes_max)
+    }
+
     /// A new node, without a name as yet.
     pub(crate) fn add(&mut self, meta: Meta, body: Body) -> Result<NodeId, String> {
         if self.nodes.len() >= self.nodes_max {
-            return Err(format!(
-                "the image has more than {} entries",
-                self.nodes_max
-            ));
+            return Err(self.too_many());
         }
         let xattrs = meta
             .xattrs
@@ -115,7 +128,11 @@ impl Tree {
             _ => 0,
         };
         self.hold(xattrs.sum::<usize>() + target)?;
-        self.nodes.push(Node { meta, body });
+        self.nodes.push(Node {
+            meta,
+            body,
+            pruned: 0,
+        });
         Ok(NodeId(self.nodes.len() - 1))
     }
 

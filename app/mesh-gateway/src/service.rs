@@ -6,15 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{Method, Request, Response};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tabbify_api::device::{BODY_LEN_MAX, DEVICES_PATH, DeviceOrder, DeviceRemoval, REMOVE_PATH};
-use tabbify_api::error::PROBLEM_MEDIA_TYPE;
 use tabbify_api::{ErrorCode, Problem};
-use tabbify_http::{Handle, Limits, Server};
+use tabbify_http::{Handle, Limits, Server, answer};
 use tabbify_process::Tasks;
 use tabbify_types::RequestId;
 use tokio::net::UnixListener;
@@ -82,7 +80,7 @@ impl Handle for Requests {
                 problem.request = Some(id);
                 let (code, detail) = (problem.code.as_str(), &problem.detail);
                 tracing::debug!(request = %id, code, detail, "request refused");
-                refusal(&problem)
+                answer::problem(&problem)
             }
         }
     }
@@ -96,19 +94,19 @@ async fn route(inner: &Inner, request: Request<Incoming>) -> Result<Answer, Box<
         (DEVICES_PATH, Method::GET) => {
             let all = devices.all();
             let all = all.map_err(|unknown| plain(ErrorCode::Unavailable, &unknown.to_string()))?;
-            Ok(json(&all))
+            Ok(answer::json(&all))
         }
         (DEVICES_PATH, Method::POST) => {
             let order: DeviceOrder = body(incoming).await?;
             let device = devices.add(order, by()).await.map_err(Box::new)?;
-            Ok(json(&inner.gateway.connection(device)))
+            Ok(answer::json(&inner.gateway.connection(device)))
         }
         (REMOVE_PATH, Method::POST) => {
             let removal: DeviceRemoval = body(incoming).await?;
             let device = devices.remove(removal, by()).await.map_err(Box::new)?;
-            Ok(json(&device))
+            Ok(answer::json(&device))
         }
-        (STATS_PATH, Method::GET) => Ok(json(&inner.gateway.stats())),
+        (STATS_PATH, Method::GET) => Ok(answer::json(&inner.gateway.stats())),
         (path @ (DEVICES_PATH | REMOVE_PATH | STATS_PATH), method) => {
             let text = format!("{path} does not take {method}");
             Err(plain(ErrorCode::MethodNotAllowed, &text))
@@ -134,26 +132,6 @@ async fn body<T: DeserializeOwned>(incoming: Incoming) -> Result<T, Box<Problem>
 
 fn plain(code: ErrorCode, detail: &str) -> Box<Problem> {
     Box::new(Problem::new(code, detail))
-}
-
-fn json(body: &impl Serialize) -> Answer {
-    answer(StatusCode::OK, "application/json", body)
-}
-
-fn refusal(problem: &Problem) -> Answer {
-    let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    answer(status, PROBLEM_MEDIA_TYPE, problem)
-}
-
-fn answer(status: StatusCode, media_type: &'static str, body: &impl Serialize) -> Answer {
-    let bytes = serde_json::to_vec(body).expect("what is said is plain data, which is always JSON");
-    let mut answer = Response::new(Full::from(bytes));
-    *answer.status_mut() = status;
-    let media_type = HeaderValue::from_static(media_type);
-    answer
-        .headers_mut()
-        .insert(header::CONTENT_TYPE, media_type);
-    answer
 }
 
 impl fmt::Debug for Service {

@@ -16,6 +16,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::DialError;
+use crate::doorbell::OwnDoor;
 use crate::doubt::{Asked, Concern, Doubts};
 use crate::kernel::{Alias, Kernel};
 use crate::listener::Listeners;
@@ -27,6 +28,10 @@ use crate::stack::ConnectError;
 use crate::stats::count;
 use crate::status::{Examined, PeerStatus};
 use crate::underlay::{Sent, Underlay, Watched, send_now};
+
+/// LIMIT: answers in a row that forbid a session, and that a change has overtaken: with the next one it ends.
+/// Whoever may change rules could keep it alive for ever otherwise; if it is allowed after all, it begins anew.
+const OVERTAKEN_MAX: u32 = 3;
 
 pub(crate) struct Endpoint {
     pub(crate) ours: Ours,
@@ -48,6 +53,8 @@ pub(crate) struct Endpoint {
     pub(crate) stop: CancellationToken,
     pub(crate) epoch: Epoch,
     pub(crate) listeners: Listeners,
+    /// Where idle instances of this machine are woken, if it is here.
+    pub(crate) own_door: Mutex<Option<OwnDoor>>,
     /// Notified when a peer has no connection left.
     pub(crate) quiet: Notify,
     /// What changed of what was answered.
@@ -85,6 +92,7 @@ impl Endpoint {
             stop: CancellationToken::new(),
             epoch: Epoch::start(),
             listeners: Listeners::default(),
+            own_door: Mutex::default(),
             quiet: Notify::new(),
             peers: Mutex::default(),
             routes: RwLock::default(),
@@ -123,7 +131,10 @@ impl Endpoint {
         let peer = match known {
             Some(peer) => {
                 let mut session = peer.session();
-                if session.takes(asked) {
+                // A door's record is about the instance behind it.
+                if record.door.is_some() {
+                    session.find_at(&record.endpoints, now);
+                } else if session.takes(asked) {
                     session.update(record, now);
                 }
                 drop(session);
@@ -281,18 +292,43 @@ impl Endpoint {
         true
     }
 
-    /// Ends the session of a key that may not talk to us, as it was answered; `false` if something has changed
-    /// since that was asked for.
+    /// Ends the session of a key that may not talk to us, as it was answered; `false` if something that
+    /// concerns the session has changed since that was asked for. Where changes overtake every answer, the
+    /// session ends nevertheless, after so many that all said the same.
     pub(crate) fn refuse(&self, key: MeshKey, asked: Asked) -> bool {
         let mut peers = self.peers();
-        if !self.doubts.is_current(asked, Concern::of_key(key)) {
+        let Some(peer) = peers.get(&key).cloned() else {
+            return true;
+        };
+        let mut session = peer.session();
+        let is_current = self.doubts.is_current(asked, session.concern());
+        if !is_current && session.overtaken() < OVERTAKEN_MAX {
             return false;
         }
-        let counts = |peer: &Arc<Peer>| peer.session().takes(asked);
-        if peers.get(&key).is_some_and(counts) {
+        let counts = session.takes(asked);
+        drop(session);
+        if counts {
             self.revoke_locked(&mut peers, key);
         }
         true
+    }
+
+    /// The peer of `record` was silent where it was thought to be, and is looked for where it is said to be now.
+    pub(crate) fn look_there(&self, record: &PeerRecord, asked: Asked) {
+        let peers = self.peers();
+        if !self.doubts.is_current(asked, Concern::of(record)) {
+            return;
+        }
+        if let Some(peer) = peers.get(&record.key) {
+            let mut session = peer.session();
+            if record.door.is_some() {
+                session.find_at(&record.endpoints, self.epoch.now());
+            } else if session.takes(asked) {
+                session.update(record, self.epoch.now());
+            }
+            drop(session);
+            peer.kick();
+        }
     }
 
     /// Forgets a session that nobody needs; whether it did.

@@ -46,6 +46,7 @@ mod acknowledged;
 mod config;
 mod device;
 mod dispatch;
+mod doorbell;
 mod doubt;
 mod endpoint;
 mod error;
@@ -74,6 +75,7 @@ mod underlay;
 mod upnp;
 
 pub use config::{Config, Limits, StackChoice, StackInUse};
+pub use doorbell::Doorbell;
 pub use error::{DialError, MeshError};
 pub use explain::{Explanation, explain};
 pub use gate::Gate;

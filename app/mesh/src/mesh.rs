@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout_at};
 
 use crate::dispatch::{self, HANDSHAKES_WAITING_MAX, Handshake};
+use crate::doorbell;
 use crate::doubt::Asked;
 use crate::endpoint::Endpoint;
 use crate::kernel::{self, Kernel, KernelStream, Place};
@@ -36,6 +37,9 @@ use crate::{Config, DialError, Listener, MeshError, StackChoice, StackInUse, Sta
 /// A dialed peer that has not let anything be heard after this long is asked for new keys: it may
 /// have been restarted in place.
 const NUDGE: Duration = Duration::from_millis(500);
+
+/// How often it is asked for meanwhile where it is.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
 /// The port of who only wants a session: none.
 const LOOK: u16 = 0;
@@ -309,23 +313,55 @@ impl Mesh {
     pub async fn dial(&self, remote: SocketAddrV6) -> Result<Stream, DialError> {
         let started = Instant::now();
         let deadline = started + self.endpoint.ours.limits.dial_timeout;
-        let (since, peer, attempt) = loop {
+        loop {
             let (record, asked) = self.find(remote, deadline).await?;
-            let since = self.endpoint.epoch.now();
-            if let Some((peer, attempt)) = self.attempt(&record, asked, remote)? {
-                break (since, peer, attempt);
+            let found = (&record, asked);
+            let reached = match record.door {
+                Some(of) => self.knock(of, found, remote, deadline).await?,
+                None => self.dial_at(found, remote, remote, deadline).await?,
+            };
+            if let Some(stream) = reached {
+                return Ok(stream);
             }
+        }
+    }
+
+    /// A connection to `at` of the peer of `record`, by whose means `remote` is dialed; none if somebody else is
+    /// behind that now, or may be.
+    pub(crate) async fn dial_at(
+        &self,
+        (record, asked): (&PeerRecord, Asked),
+        at: SocketAddrV6,
+        remote: SocketAddrV6,
+        deadline: Instant,
+    ) -> Result<Option<Stream>, DialError> {
+        let (started, since) = (Instant::now(), self.endpoint.epoch.now());
+        let Some((peer, attempt)) = self.attempt(record, asked, at)? else {
+            return Ok(None);
         };
-        let mut dialed = timeout_at(started + NUDGE, attempt.dialed()).await;
+        let nudge = deadline.min(started + NUDGE);
+        let mut dialed = timeout_at(nudge, attempt.dialed()).await;
         if dialed.is_err() {
-            peer.session().nudge(since);
+            let is_silent = {
+                let mut session = peer.session();
+                session.nudge(since);
+                !session.heard_since(since)
+            };
             peer.kick();
-            dialed = timeout_at(deadline, attempt.dialed()).await;
+            let looking = async {
+                if !is_silent || !self.look_again(remote, deadline, &peer, since).await {
+                    std::future::pending::<()>().await;
+                }
+            };
+            dialed = tokio::select! {
+                dialed = timeout_at(deadline, attempt.dialed()) => dialed,
+                () = looking => return Ok(None),
+            };
         }
         match dialed {
             Ok(Dialed::Connected) => {
                 count(&self.endpoint.ours.counters.dialed);
-                Ok(attempt.stream())
+                Ok(Some(attempt.stream()))
             }
             Ok(Dialed::Refused) if self.endpoint.stop.is_cancelled() => Err(DialError::Closed),
             Ok(Dialed::Refused) => Err(DialError::Refused(remote)),
@@ -400,6 +436,29 @@ impl Mesh {
         }
     }
 
+    /// Asks anew, now and then, where a silent peer is: it may have moved, and nobody told. Whether another is
+    /// in its place now.
+    async fn look_again(
+        &self,
+        remote: SocketAddrV6,
+        deadline: Instant,
+        peer: &Peer,
+        since: smoltcp::time::Instant,
+    ) -> bool {
+        while Instant::now() < deadline && !peer.session().heard_since(since) {
+            self.endpoint.resolver.doubt(*remote.ip());
+            match self.find(remote, deadline).await {
+                Ok((record, _)) if record.key != peer.key => return true,
+                Ok((record, asked)) => self.endpoint.look_there(&record, asked),
+                Err(error) => {
+                    tracing::debug!(%remote, %error, "a silent peer is not looked up again");
+                }
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        false
+    }
+
     /// Who is behind an address, and when that was asked for. Where changes overtake every answer, it is like
     /// nobody answers in time.
     async fn find(
@@ -451,6 +510,15 @@ impl Mesh {
         }
     }
 
+    /// Whether what a resolver has answered is about `address`, and somebody else than us.
+    fn leads_there(&self, record: &PeerRecord, address: Ipv6Addr) -> bool {
+        match record.door {
+            // Our own machine's doorbell is reached inside.
+            Some(of) => doorbell::is_of(of, address),
+            None => record.addresses.contains(&address) && record.key != self.endpoint.public,
+        }
+    }
+
     async fn resolve(
         &self,
         remote: SocketAddrV6,
@@ -472,10 +540,7 @@ impl Mesh {
         match record {
             // A record for another address would lead the bytes astray; one for ourselves has no
             // tunnel to go through.
-            Ok(record)
-                if !record.addresses.contains(remote.ip())
-                    || record.key == self.endpoint.public =>
-            {
+            Ok(record) if !self.leads_there(&record, *remote.ip()) => {
                 Err(DialError::NoLease(remote))
             }
             Ok(record) => Ok(record),

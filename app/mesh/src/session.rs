@@ -8,7 +8,7 @@
 //!               │ authentic: this is where the peer is        │ no keys: queue, handshake
 //! ```
 
-use std::net::{Ipv6Addr, SocketAddrV6};
+use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::sync::Arc;
 use std::time::Duration as StdDuration;
 
@@ -102,6 +102,8 @@ pub(crate) struct Session {
     rules_of: Vec<Tenant>,
     /// When what is known of it was asked for.
     known: Asked,
+    /// Answers that forbid it and that a change had overtaken, since one that allows it.
+    overtaken: u32,
     /// Ports that it may open connections to; none while that is not known.
     inbound: Option<Ports>,
     /// When it was last wished for that it be looked up what they are, and whether that is still to be done.
@@ -164,6 +166,7 @@ impl Session {
             is_node: false,
             rules_of: Vec::new(),
             known: Asked::default(),
+            overtaken: 0,
             inbound: None,
             asked: None,
             asks: false,
@@ -185,6 +188,13 @@ impl Session {
         let counts = asked >= self.known;
         self.known = self.known.max(asked);
         counts
+    }
+
+    /// Counts an answer that forbids it and that a change had overtaken: how many there were before.
+    pub(crate) const fn overtaken(&mut self) -> u32 {
+        let before = self.overtaken;
+        self.overtaken = before.saturating_add(1);
+        before
     }
 
     /// What says which changes concern the peer.
@@ -214,6 +224,7 @@ impl Session {
             self.abort_all();
         }
         self.is_node = record.is_node;
+        self.overtaken = 0;
         self.rules_of.clone_from(&record.rules_of);
     }
 
@@ -224,7 +235,12 @@ impl Session {
         if record.inbound.is_some() {
             self.inbound.clone_from(&record.inbound);
         }
-        if self.agent.set_record(&record.endpoints) {
+        self.find_at(&record.endpoints, now);
+    }
+
+    /// Takes where the peer may be found, and nothing else.
+    pub(crate) fn find_at(&mut self, endpoints: &[SocketAddr], now: Instant) {
+        if self.agent.set_record(endpoints) {
             // Perhaps it was restarted somewhere else and has forgotten our keys: ask everywhere,
             // and do not talk to a grave meanwhile.
             self.hold = Some(now + HOLD);

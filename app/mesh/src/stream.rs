@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use tabbify_types::MeshKey;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 
 use crate::kernel::KernelStream;
 use crate::peer::Peer;
@@ -25,6 +25,7 @@ pub struct Stream(Kind);
 enum Kind {
     User(UserStream),
     Kernel(KernelStream),
+    Own(OwnStream),
 }
 
 impl Stream {
@@ -36,12 +37,17 @@ impl Stream {
         Self(Kind::Kernel(stream))
     }
 
+    pub(crate) const fn own(stream: OwnStream) -> Self {
+        Self(Kind::Own(stream))
+    }
+
     /// The key at the other end.
     #[must_use]
     pub fn peer(&self) -> MeshKey {
         match &self.0 {
             Kind::User(stream) => stream.peer.key,
             Kind::Kernel(stream) => stream.peer(),
+            Kind::Own(stream) => stream.key,
         }
     }
 
@@ -50,6 +56,7 @@ impl Stream {
         match self.0 {
             Kind::User(stream) => stream.abort(),
             Kind::Kernel(stream) => stream.abort(),
+            Kind::Own(stream) => drop(stream),
         }
     }
 
@@ -59,6 +66,7 @@ impl Stream {
         match &self.0 {
             Kind::User(stream) => stream.peer.session().stack.endpoints(stream.id),
             Kind::Kernel(stream) => stream.endpoints(),
+            Kind::Own(stream) => Some(stream.ends),
         }
     }
 }
@@ -69,9 +77,10 @@ impl AsyncRead for Stream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match &self.0 {
+        match &mut self.get_mut().0 {
             Kind::User(stream) => stream.poll_read(cx, buf),
             Kind::Kernel(stream) => stream.poll_read(cx, buf),
+            Kind::Own(stream) => Pin::new(&mut stream.io).poll_read(cx, buf),
         }
     }
 }
@@ -90,9 +99,10 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match &self.0 {
+        match &mut self.get_mut().0 {
             Kind::User(stream) => stream.poll_write_vectored(cx, bufs),
             Kind::Kernel(stream) => stream.poll_write_vectored(cx, bufs),
+            Kind::Own(stream) => Pin::new(&mut stream.io).poll_write_vectored(cx, bufs),
         }
     }
 
@@ -105,10 +115,11 @@ impl AsyncWrite for Stream {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &self.0 {
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().0 {
             Kind::User(stream) => stream.close(),
             Kind::Kernel(stream) => stream.close(),
+            Kind::Own(stream) => return Pin::new(&mut stream.io).poll_shutdown(cx),
         }
         Poll::Ready(Ok(()))
     }
@@ -120,6 +131,24 @@ impl fmt::Debug for Stream {
             .field("peer", &self.peer())
             .field("endpoints", &self.endpoints())
             .finish()
+    }
+}
+
+/// One inside this process: to its own doorbell.
+pub(crate) struct OwnStream {
+    io: DuplexStream,
+    key: MeshKey,
+    /// Our end and the other.
+    ends: (SocketAddrV6, SocketAddrV6),
+}
+
+impl OwnStream {
+    pub(crate) const fn new(
+        io: DuplexStream,
+        key: MeshKey,
+        ends: (SocketAddrV6, SocketAddrV6),
+    ) -> Self {
+        Self { io, key, ends }
     }
 }
 

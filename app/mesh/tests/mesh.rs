@@ -4,16 +4,17 @@
 #![expect(clippy::print_stderr, reason = "a test that cannot run says so")]
 
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tabbify_api::mesh::{PeerRecord, Resolver, Roster};
+use tabbify_api::BoxFuture;
+use tabbify_api::mesh::{PeerRecord, ResolveError, Resolver, Roster};
 use tabbify_mesh::{
     Config, DialError, Listener, Mesh, MeshError, PrivateKey, StackChoice, StackInUse, Stats,
     Stream,
 };
 use tabbify_process::{Importance, Tasks};
-use tabbify_types::APP_PORT;
+use tabbify_types::{APP_PORT, MeshKey};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::Instant;
 
@@ -226,12 +227,18 @@ async fn two_hundred_at_once(net: Net) -> Fallible {
             Fallible::Ok(())
         }
     };
+    let started = Instant::now();
     let all = futures_util::future::try_join_all((0..200).map(one));
     within(all).await?;
     assert_eq!(runner.stats().accepted, 200);
-    assert_eq!(node.stats().handshakes, 1);
-    // Nothing of them is kept.
-    assert!(node.close(WATCHDOG).await && runner.close(WATCHDOG).await);
+    // One for all of them; where it takes long, those who wait for their peer ask it for new keys.
+    let most = 1 + started.elapsed().as_millis() / 250;
+    let handshakes = u128::from(node.stats().handshakes);
+    assert!((1..=most).contains(&handshakes), "{handshakes} of {most}");
+    assert_eq!(node.stats().sessions, 1);
+    // Nothing of them is kept. First the end that waits for the other's last word, which may be lost once.
+    assert!(runner.close(WATCHDOG).await, "{:?}", node.stats());
+    assert!(node.close(WATCHDOG).await);
     Ok(())
 }
 
@@ -426,6 +433,68 @@ async fn a_peer_restarted_elsewhere_is_found_again(net: Net) -> Fallible {
     Ok(())
 }
 
+/// Remembers where a peer was until somebody doubts it, as a member does that was not told.
+#[derive(Debug)]
+struct Remembers {
+    old: Mutex<Option<PeerRecord>>,
+    roster: Arc<Roster>,
+}
+
+impl Resolver for Remembers {
+    fn by_address(&self, address: Ipv6Addr) -> BoxFuture<'_, Result<PeerRecord, ResolveError>> {
+        let old = self.old.lock().unwrap_or_else(PoisonError::into_inner);
+        match old.clone() {
+            Some(old) => Box::pin(async move { Ok(old) }),
+            None => self.roster.by_address(address),
+        }
+    }
+
+    fn by_key(&self, key: MeshKey) -> BoxFuture<'_, Result<PeerRecord, ResolveError>> {
+        self.roster.by_key(key)
+    }
+
+    fn doubt(&self, address: Ipv6Addr) {
+        let mut old = self.old.lock().unwrap_or_else(PoisonError::into_inner);
+        old.take_if(|old| old.addresses.contains(&address));
+    }
+}
+
+async fn a_peer_that_moved_and_nobody_told_is_found_by_the_same_dial(net: Net) -> Fallible {
+    // Nobody listens there, and nobody else will.
+    let grave = UdpSocket::bind("127.0.0.1:0")?;
+    let runner = net.mesh(2)?;
+    net.serve(runner.listen(APP_PORT)?, echo);
+    let mut old = net.roster.by_address(inner(2)).await?;
+    old.endpoints = vec![grave.local_addr()?];
+    let key = PrivateKey::generate();
+    let resolver = Arc::new(Remembers {
+        old: Mutex::new(Some(old.clone())),
+        roster: Arc::clone(&net.roster),
+    });
+    let asked = Arc::clone(&resolver) as Arc<dyn Resolver>;
+    let node = Mesh::bind(net.config(1, key), asked, &net.tasks)?;
+    net.publish(1, &node)?;
+    let answered = async || {
+        let mut stream = node.dial(app(2)).await?;
+        stream.write_all(b"here").await?;
+        let mut answer = [0; 4];
+        within(async { Ok(stream.read_exact(&mut answer).await?) }).await?;
+        assert_eq!(&answer, b"here");
+        Fallible::Ok(())
+    };
+    answered().await?;
+    // Who answers is not doubted.
+    let remembered = PeerRecord {
+        endpoints: vec![runner.underlay_addr()?],
+        ..old
+    };
+    let remember = || resolver.old.lock().unwrap_or_else(PoisonError::into_inner);
+    *remember() = Some(remembered);
+    answered().await?;
+    assert!(remember().is_some());
+    Ok(())
+}
+
 async fn a_peer_restarted_in_place_is_found_again(net: Net) -> Fallible {
     let node = net.mesh(1)?;
     let key = PrivateKey::generate();
@@ -520,8 +589,9 @@ async fn small_requests_wait_for_no_timer(net: Net) -> Fallible {
     }
     times.sort();
     eprintln!("round trip: p50 {:?}, p99 {:?}", times[250], times[495]);
-    // The shortest timer is the delayed acknowledgment's, 5 ms; half of them must be far below.
-    assert!(times[250] < Duration::from_millis(3), "{:?}", times[250]);
+    // The shortest timer is the delayed acknowledgment's, 5 ms. Whoever waited for one would do so every time;
+    // the processor is waited for now and then.
+    assert!(times[50] < Duration::from_millis(3), "{:?}", times[50]);
     Ok(())
 }
 
@@ -637,6 +707,7 @@ macro_rules! everything {
             under_load_a_cookie_is_enough,
             connections_with_one_peer_are_bounded,
             a_peer_restarted_elsewhere_is_found_again,
+            a_peer_that_moved_and_nobody_told_is_found_by_the_same_dial,
             a_peer_restarted_in_place_is_found_again,
             noise_on_the_port_does_nothing,
             streams_end_with_their_mesh,

@@ -41,6 +41,8 @@ struct Rules {
     fails: AtomicU64,
     /// Keeps the answer to the next one back until it is true.
     held: Mutex<Option<watch::Receiver<bool>>>,
+    /// What changes again whenever somebody is looked up by key, before there is an answer.
+    storm: Mutex<Option<Changed>>,
     /// Who was looked up, by whom.
     asked: Mutex<Vec<(MeshKey, MeshKey)>>,
 }
@@ -89,6 +91,7 @@ impl Rules {
             looked_up: AtomicU64::new(0),
             fails: AtomicU64::new(0),
             held: Mutex::default(),
+            storm: Mutex::default(),
             asked: Mutex::default(),
         })
     }
@@ -139,6 +142,7 @@ impl View {
                 .iter()
                 .filter_map(|key| known.tenants.get(key).cloned())
                 .collect(),
+            door: None,
         })
     }
 }
@@ -186,7 +190,16 @@ impl Resolver for View {
         let found = found.filter(|record| self.sort == Sort::Relay || !record.is_forbidden());
         let held = self.rules.held.lock();
         let held = held.unwrap_or_else(PoisonError::into_inner).take();
+        let rules = Arc::clone(&self.rules);
         Box::pin(async move {
+            let storm = rules.storm.lock();
+            let storm = storm.unwrap_or_else(PoisonError::into_inner).clone();
+            if let Some(changed) = storm {
+                rules.tell(changed);
+                while !rules.told.is_empty() {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            }
             if let Some(mut held) = held {
                 // Whoever let go of it lets the answer go.
                 let _ = held.wait_for(|free| *free).await;
@@ -523,6 +536,38 @@ async fn an_older_answer_never_wins(net: Net) -> Fallible {
     works(&mut liar.dial(at(2, OPEN)).await?).await
 }
 
+async fn changes_without_end_keep_no_forbidden_session_alive(net: Net) -> Fallible {
+    let rain = |changed: Option<Changed>| {
+        let storm = net.rules.storm.lock();
+        *storm.unwrap_or_else(PoisonError::into_inner) = changed;
+    };
+    let foreign = Changed::Rules("foreign".parse()?);
+    // What concerns neither of the two overtakes no answer; what concerns everybody overtakes each.
+    for (n, changed, times) in [(1, foreign, 0), (3, Changed::Everything, 5)] {
+        let (node, app) = (net.mesh(n, Sort::Honest)?, net.mesh(n + 1, Sort::Honest)?);
+        net.echo(&app, OPEN)?;
+        net.rules.allow(&node, &app, Ports::All);
+        for mesh in [&node, &app] {
+            let mut known = net.rules.known();
+            known.tenants.insert(mesh.public_key(), Tenant::main());
+        }
+        let mut stream = node.dial(at(n + 1, OPEN)).await?;
+        works(&mut stream).await?;
+        rain(Some(changed));
+        // Who is allowed stays, however often it is asked anew.
+        let before = net.rules.asked(&app, &node);
+        net.rules.tell(Changed::Everything);
+        until(|| net.rules.asked(&app, &node) > before + times).await?;
+        works(&mut stream).await?;
+        net.rules.allow(&node, &app, Ports::NOTHING);
+        net.rules.tell(Changed::Everything);
+        breaks(stream).await?;
+        until(|| app.stats().revoked == 1 && app.stats().sessions == 0).await?;
+        rain(None);
+    }
+    Ok(())
+}
+
 async fn a_change_concerns_whom_it_is_about(net: Net) -> Fallible {
     let (node, shop, other) = (
         net.mesh(1, Sort::Honest)?,
@@ -669,6 +714,7 @@ both! {
     a_change_of_rules_reaches_living_sessions,
     a_look_up_that_fails_is_repeated,
     an_older_answer_never_wins,
+    changes_without_end_keep_no_forbidden_session_alive,
     a_change_concerns_whom_it_is_about,
     who_is_no_node_any_more_is_none_to_anybody,
     who_is_gone_is_cut_off_and_does_not_come_back,

@@ -1,6 +1,9 @@
 //! What a host lacks for microVMs, and how to get it.
 
+use std::path::Path;
 use std::process::{Command, Stdio};
+
+use tabbify_api::runner::Acceleration;
 
 use crate::kvm;
 use crate::machine::Assets;
@@ -20,16 +23,25 @@ pub struct Finding {
     pub optional: bool,
 }
 
+impl Finding {
+    /// Whether there are no machines without it.
+    #[must_use]
+    pub const fn is_missing(&self) -> bool {
+        self.remedy.is_some() && !self.optional
+    }
+}
+
 /// Looks at everything that a machine needs. Starts none, so that of KVM it knows what an earlier one
-/// found out.
+/// found out. The first is the monitor, the last KVM.
 #[must_use]
-pub fn doctor(assets: &Assets) -> Vec<Finding> {
+pub fn doctor(assets: &Assets, acceleration: Acceleration) -> Vec<Finding> {
+    let monitor = qemu::program(assets);
     let mut findings = vec![
-        program(qemu::PROGRAM, "--version", qemu::PACKAGE, false),
-        program("sqfstar", "-version", "squashfs-tools", false),
-        program("mkfs.ext4", "-V", "e2fsprogs", true),
+        program(&monitor, "--version", qemu::PACKAGE, false),
+        program("sqfstar".as_ref(), "-version", "squashfs-tools", false),
+        program("mkfs.ext4".as_ref(), "-V", "e2fsprogs", true),
     ];
-    let file = |what: &str, path: &std::path::Path, remedy: &str| Finding {
+    let file = |what: &str, path: &Path, remedy: &str| Finding {
         what: format!("{what} ({})", path.display()),
         state: if path.is_file() { "there" } else { "missing" }.to_owned(),
         remedy: (!path.is_file()).then(|| remedy.to_owned()),
@@ -38,8 +50,7 @@ pub fn doctor(assets: &Assets) -> Vec<Finding> {
     findings.push(file(
         "the guest's kernel",
         &assets.kernel,
-        "apt-get download linux-image-cloud-amd64 and the package it depends on, unpack that with dpkg -x, \
-         and name its vmlinuz",
+        "docs/operating/microvms.md says how to get one: four commands, and nothing is installed",
     ));
     findings.push(file(
         "the guest's init",
@@ -60,12 +71,16 @@ pub fn doctor(assets: &Assets) -> Vec<Finding> {
             optional: false,
         });
     }
-    findings.push(of_kvm(assets));
+    findings.push(of_kvm(assets, acceleration));
     findings
 }
 
-fn of_kvm(assets: &Assets) -> Finding {
+fn of_kvm(assets: &Assets, acceleration: Acceleration) -> Finding {
     let (state, remedy) = match (kvm::opens(), kvm::known(assets)) {
+        _ if acceleration == Acceleration::Tcg => (
+            "not used, as the configuration says: machines run in software".to_owned(),
+            None,
+        ),
         (Err(error), _) => (
             format!("{}: {error}", kvm::DEVICE),
             Some(
@@ -91,9 +106,10 @@ fn of_kvm(assets: &Assets) -> Finding {
     }
 }
 
-fn program(name: &str, version: &str, package: &str, optional: bool) -> Finding {
+fn program(name: &Path, version: &str, package: &str, optional: bool) -> Finding {
     let run = Command::new(name)
         .arg(version)
+        .env("PATH", qemu::PATH)
         .stdin(Stdio::null())
         .output();
     let (state, remedy) = match run {
@@ -109,7 +125,7 @@ fn program(name: &str, version: &str, package: &str, optional: bool) -> Finding 
         ),
     };
     Finding {
-        what: name.to_owned(),
+        what: name.display().to_string(),
         state,
         remedy,
         optional,

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use tabbify_guest_init::order::{self, End};
-use tabbify_guest_init::wire::{Decoder, Frame, Kind, PAYLOAD_LEN_MAX, encode};
+use tabbify_guest_init::wire::{Decoder, FROM_GUEST_LEN_MAX, Frame, Kind, PAYLOAD_LEN_MAX, encode};
 use tabbify_process::{Importance, Tasks};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
+use tokio::sync::mpsc::error::SendTimeoutError;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::error::{Result, VmError};
@@ -18,13 +20,20 @@ pub const OUTPUT_QUEUE: usize = 64;
 pub const EXEC_QUEUE: usize = 16;
 /// LIMIT: orders that wait for the guest.
 const ORDERS: usize = 16;
+/// LIMIT: programs beside the app that have not ended; a guest's own is the same, which is not believed.
+const EXECS_MAX: usize = 16;
+/// LIMIT: how long the guest may take to read an order.
+const READ_WITHIN: Duration = Duration::from_secs(10);
+/// LIMIT: how long whoever started a program beside the app may leave its output unread, which holds back the
+/// app's own: they share a channel. Then the program is killed.
+const UNREAD_FOR: Duration = Duration::from_secs(10);
 
 /// A piece of output, as it was printed: not a line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chunk {
     /// Where it was printed.
     pub source: Source,
-    /// At most [`PAYLOAD_LEN_MAX`] of them.
+    /// At most [`FROM_GUEST_LEN_MAX`] of them.
     pub bytes: Vec<u8>,
 }
 
@@ -154,15 +163,22 @@ impl Guest {
 
     /// Sends an order as JSON.
     pub(crate) async fn order(&self, kind: Kind, order: &impl serde::Serialize) -> Result<()> {
-        let order = Order::Send(kind, 0, payload(order)?);
-        self.orders.send(order).await.map_err(|_| VmError::Over)
+        self.give(Order::Send(kind, 0, payload(order)?)).await
+    }
+
+    /// Gives an order, once there is room for it.
+    async fn give(&self, order: Order) -> Result<()> {
+        match self.orders.send_timeout(order, READ_WITHIN).await {
+            Ok(()) => Ok(()),
+            Err(SendTimeoutError::Timeout(_)) => Err(VmError::Silent),
+            Err(SendTimeoutError::Closed(_)) => Err(VmError::Over),
+        }
     }
 
     /// Asks who listens.
     pub(crate) async fn listeners(&self) -> Result<Vec<SocketAddr>> {
         let (asked, list) = oneshot::channel();
-        let order = Order::Look(asked);
-        self.orders.send(order).await.map_err(|_| VmError::Over)?;
+        self.give(Order::Look(asked)).await?;
         list.await.map_err(|_| VmError::Over)
     }
 
@@ -171,8 +187,8 @@ impl Guest {
         let payload = payload(&order::Exec { command })?;
         let (output, printed) = mpsc::channel(EXEC_QUEUE);
         let (end, ended) = oneshot::channel();
-        let order = Order::Exec(payload, Waiting { output, end });
-        self.orders.send(order).await.map_err(|_| VmError::Over)?;
+        let waiting = Waiting { output, end };
+        self.give(Order::Exec(payload, waiting)).await?;
         Ok(Exec {
             output: printed,
             end: ended,
@@ -204,7 +220,7 @@ struct Session {
 impl Session {
     async fn run(mut self, control: UnixStream, mut orders: mpsc::Receiver<Order>) {
         let (mut from, mut to) = control.into_split();
-        let mut decoder = Decoder::default();
+        let mut decoder = Decoder::within(FROM_GUEST_LEN_MAX);
         let mut chunk = vec![0; 64 << 10];
         let mut out = Vec::new();
         loop {
@@ -240,6 +256,11 @@ impl Session {
     fn give(&mut self, order: Order, out: &mut Vec<u8>) {
         match order {
             Order::Send(kind, of, payload) => encode(kind, of, &payload, out),
+            Order::Exec(_, waiting) if self.execs.len() >= EXECS_MAX => {
+                let why = format!("{EXECS_MAX} programs run beside the app already");
+                // Whoever waited may have gone.
+                let _ = waiting.end.send(Err(VmError::Exec(why)));
+            }
             Order::Exec(payload, waiting) => {
                 let of = self.next;
                 self.next = of.checked_add(1).unwrap_or(1);
@@ -284,6 +305,8 @@ impl Session {
                 }
                 // Orders are not for us to take.
                 Kind::Start | Kind::Stop | Kind::Exec | Kind::Kill | Kind::Bye | Kind::Look => {}
+                // These are of another port.
+                Kind::Dial | Kind::Data | Kind::Room | Kind::End | Kind::Reset => {}
             }
         }
         Ok(())
@@ -310,9 +333,18 @@ impl Session {
         let Some(waiting) = self.execs.get(&of) else {
             return;
         };
-        if waiting.output.send(chunk).await.is_err() {
-            self.execs.remove(&of);
+        if waiting
+            .output
+            .send_timeout(chunk, UNREAD_FOR)
+            .await
+            .is_err()
+        {
             encode(Kind::Kill, of, b"", out);
+            if let Some(waiting) = self.execs.remove(&of) {
+                let why = format!("it was ended: nobody took its output for {UNREAD_FOR:?}");
+                // Whoever waited may have gone.
+                let _ = waiting.end.send(Err(VmError::Exec(why)));
+            }
         }
     }
 
@@ -419,6 +451,83 @@ mod tests {
         hear(&mut theirs, &mut heard).await;
         drop(theirs);
         assert!(matches!(exec.end().await, Err(VmError::Over)));
+        assert_eq!(guest.reaches(Phase::is_last).await, Phase::Gone);
+    }
+
+    #[tokio::test]
+    async fn programs_beside_the_app_have_a_limit() {
+        let tasks = Tasks::new();
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let (guest, _output) = Guest::talk(ours, &tasks);
+        let mut running = Vec::new();
+        for _ in 0..EXECS_MAX {
+            running.push(guest.exec(vec!["yes".to_owned()]).await.unwrap());
+        }
+        let more = guest.exec(vec!["yes".to_owned()]).await.unwrap();
+        let error = more.end().await.unwrap_err().to_string();
+        assert!(error.contains("16 programs run"), "{error}");
+        // The end of one makes room for another.
+        let mut heard = Decoder::default();
+        let first = hear(&mut theirs, &mut heard).await;
+        say(&mut theirs, Kind::Failed, first.of, b"no").await;
+        assert!(running.remove(0).end().await.is_err());
+        let more = guest.exec(vec!["yes".to_owned()]).await.unwrap();
+        let mut next = first.of;
+        while next <= u32::try_from(EXECS_MAX).unwrap() {
+            next = hear(&mut theirs, &mut heard).await.of;
+        }
+        say(&mut theirs, Kind::Failed, next, b"none").await;
+        assert_eq!(more.end().await.unwrap_err().to_string(), "none");
+    }
+
+    /// With time that passes only when nobody has anything to do.
+    #[tokio::test(start_paused = true)]
+    async fn whoever_does_not_read_holds_nobody_back_for_ever() {
+        let tasks = Tasks::new();
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let (guest, mut output) = Guest::talk(ours, &tasks);
+        let exec = guest.exec(vec!["yes".to_owned()]).await.unwrap();
+        let mut heard = Decoder::default();
+        let of = hear(&mut theirs, &mut heard).await.of;
+        for _ in 0..=EXEC_QUEUE {
+            say(&mut theirs, Kind::Stdout, of, b"y").await;
+        }
+        say(&mut theirs, Kind::Stdout, 0, b"app").await;
+        assert_eq!(output.recv().await.unwrap().bytes, b"app");
+        assert_eq!(hear(&mut theirs, &mut heard).await.kind, Kind::Kill);
+        let error = exec.end().await.unwrap_err().to_string();
+        assert!(error.contains("nobody took its output"), "{error}");
+    }
+
+    /// A guest that reads nothing: orders come to an end.
+    #[tokio::test(start_paused = true)]
+    async fn a_guest_that_does_not_read_is_silent() {
+        let tasks = Tasks::new();
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let (guest, _output) = Guest::talk(ours, &tasks);
+        let long = vec!["x".repeat(PAYLOAD_LEN_MAX / 2)];
+        let error = loop {
+            match guest.exec(long.clone()).await {
+                Ok(_) => {}
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(error, VmError::Silent), "{error}");
+    }
+
+    /// Only orders are long, and a guest has none to give.
+    #[tokio::test]
+    async fn a_guest_that_says_too_much_at_once_is_gone() {
+        let tasks = Tasks::new();
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let (guest, mut output) = Guest::talk(ours, &tasks);
+        say(&mut theirs, Kind::Stdout, 0, &[b'x'; FROM_GUEST_LEN_MAX]).await;
+        let printed = output.recv().await.unwrap();
+        assert_eq!(printed.bytes.len(), FROM_GUEST_LEN_MAX);
+        let mut bytes = Vec::new();
+        encode(Kind::Stdout, 0, &[b'x'; FROM_GUEST_LEN_MAX + 1], &mut bytes);
+        // The host may have hung up before it was all there.
+        let _ = theirs.write_all(&bytes).await;
         assert_eq!(guest.reaches(Phase::is_last).await, Phase::Gone);
     }
 

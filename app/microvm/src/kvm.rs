@@ -5,12 +5,13 @@ use std::fs::{self, OpenOptions};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tabbify_api::runner::Acceleration;
 use tabbify_process::Tasks;
 use tabbify_types::ByteSize;
 
 use crate::error::{Result, VmError};
 use crate::guest::{Guest, Phase};
-use crate::machine::{Acceleration, Assets, Machine};
+use crate::machine::{Assets, Machine};
 use crate::qemu::Qemu;
 use crate::vm::Directory;
 use crate::vmm::Vmm as _;
@@ -71,6 +72,7 @@ async fn boots(assets: &Assets, tasks: &Tasks) -> Result<bool> {
         volume: None,
         memory: ByteSize::mib(128),
         processors: 1,
+        way_out: false,
         ports: Vec::new(),
     };
     let _directory = Directory::make(&machine.directory)?;

@@ -1,7 +1,9 @@
 //! What a machine is made of.
 
+use std::fmt;
 use std::path::PathBuf;
 
+use tabbify_api::runner::MicroVms;
 use tabbify_guest_init::order::Process;
 use tabbify_types::ByteSize;
 
@@ -14,20 +16,24 @@ pub struct Assets {
     pub modules: Option<PathBuf>,
     /// `tabbify-guest-init`, linked statically.
     pub init: PathBuf,
+    /// The monitor's program; without, the usual one by its name.
+    pub monitor: Option<PathBuf>,
     /// Where what is made of these is kept, and what is known of the host.
     pub state: PathBuf,
 }
 
-/// Who executes the guest's instructions.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Acceleration {
-    /// The processor if a guest is known to boot on it, else a program.
-    #[default]
-    Auto,
-    /// The processor, through `/dev/kvm`.
-    Kvm,
-    /// A program: an order of magnitude slower, and it runs everywhere.
-    Tcg,
+impl Assets {
+    /// What a machine of the platform has, with a directory for what is made of it.
+    #[must_use]
+    pub fn new(of: &MicroVms, state: PathBuf) -> Self {
+        Self {
+            kernel: of.kernel.clone(),
+            modules: of.modules.clone(),
+            init: of.init.clone(),
+            monitor: of.monitor.clone(),
+            state,
+        }
+    }
 }
 
 /// One machine.
@@ -44,12 +50,14 @@ pub struct Machine {
     pub memory: ByteSize,
     /// Its processors.
     pub processors: u8,
+    /// Whether programs of the guest find a proxy, whose connections are the host's to serve.
+    pub way_out: bool,
     /// TCP ports of the guest that the host reaches on loopback. Nothing else goes in, and nothing out.
     pub ports: Vec<u16>,
 }
 
 /// What runs in a machine.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct App {
     /// The program, its environment, its user and its directory, as image and configuration say.
     pub process: Process,
@@ -59,4 +67,16 @@ pub struct App {
     pub scratch: ByteSize,
     /// Where the volume is in its file system.
     pub volume: Option<String>,
+    /// Secrets that are files, in memory, which only its user reads: name and content.
+    pub files: Vec<(String, Vec<u8>)>,
+}
+
+impl fmt::Debug for App {
+    /// Without what is secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("App")
+            .field("process", &self.process)
+            .field("volume", &self.volume)
+            .finish_non_exhaustive()
+    }
 }

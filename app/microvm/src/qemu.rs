@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use tabbify_api::BoxFuture;
+use tabbify_api::runner::Acceleration;
 use tabbify_guest_init::order::Network;
 use tabbify_guest_init::wire::PORT;
 use tabbify_process::{Importance, Tasks, unix};
@@ -24,7 +25,7 @@ use crate::bound::Bound;
 use crate::error::{Result, VmError};
 use crate::initramfs::initramfs;
 use crate::kvm;
-use crate::machine::{Acceleration, Assets, Machine};
+use crate::machine::{Assets, Machine};
 use crate::monitor;
 use crate::tail::Tail;
 use crate::vmm::{Launched, Vmm};
@@ -33,6 +34,8 @@ use crate::vmm::{Launched, Vmm};
 pub(crate) const PROGRAM: &str = "qemu-system-x86_64";
 /// The package of Debian that has it.
 pub(crate) const PACKAGE: &str = "qemu-system-x86";
+/// Where programs are looked for: whoever starts us may have no environment at all.
+pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// LIMIT: how long it may take to connect to the sockets that it is given.
 const CONNECT_WITHIN: Duration = Duration::from_secs(20);
 /// LIMIT: how long the words of a monitor that failed are waited for.
@@ -46,8 +49,9 @@ const NETWORK: Network = Network {
     gateway: None,
     resolver: None,
 };
-/// What the guest's kernel is told: a console, no graphics, and to reset instead of stopping.
-const COMMAND_LINE: &str = "console=ttyS0 reboot=k panic=-1 quiet rdinit=/init";
+/// What the guest's kernel is told: a console, no graphics, to reset instead of stopping, and that its timer
+/// works: on a busy host its own test of that fails, and it gives up.
+const COMMAND_LINE: &str = "console=ttyS0 reboot=k panic=-1 quiet no_timer_check rdinit=/init";
 /// What a process may not do that reads what a hostile guest writes.
 const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
 
@@ -100,17 +104,20 @@ impl Qemu {
             bind("monitor.sock")?,
             bind("console.sock")?,
         ];
-        let mut command = Command::new(PROGRAM);
+        let way = machine.way_out.then(|| bind("way.sock")).transpose()?;
+        let program = program(&self.assets);
+        let mut command = Command::new(&program);
         command
             .args(arguments(machine, &kernel, &initramfs, kvm)?)
             .current_dir(directory)
             .env_clear()
+            .env("PATH", PATH)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
         let spawned = Bound::spawn(command).await;
         let (process, stderr) = spawned.map_err(|source| VmError::Program {
-            program: PROGRAM.to_owned(),
+            program: program.display().to_string(),
             package: PACKAGE,
             source,
         })?;
@@ -120,9 +127,9 @@ impl Qemu {
         {
             tasks.spawn("qemu", Importance::Detached, said.clone().follow(stderr));
         }
-        let connected = connected(&process, sockets);
+        let connected = connected(&process, sockets, way);
         let connected = tokio::time::timeout(CONNECT_WITHIN, connected).await;
-        let Ok(Some([control, monitor, console])) = connected else {
+        let Ok(Some(([control, monitor, console], way))) = connected else {
             return Err(given_up(process, &said, "it did not start in 20 s").await);
         };
         let tail = Tail::default();
@@ -135,6 +142,7 @@ impl Qemu {
             Ok(addresses) => Ok(Launched {
                 process,
                 control,
+                way,
                 console: tail,
                 network: Some(NETWORK),
                 addresses,
@@ -158,6 +166,12 @@ impl Vmm for Qemu {
     }
 }
 
+/// The program that is run.
+pub(crate) fn program(assets: &Assets) -> PathBuf {
+    let named = assets.monitor.clone();
+    named.unwrap_or_else(|| PathBuf::from(PROGRAM))
+}
+
 /// Ends what did not become a machine; what it said itself explains it best.
 async fn given_up(process: Bound, said: &Tail, otherwise: &str) -> VmError {
     process.kill();
@@ -170,13 +184,22 @@ async fn given_up(process: Bound, said: &Tail, otherwise: &str) -> VmError {
     }
 }
 
-/// The three connections; `None` if the process ends first.
-async fn connected(process: &Bound, sockets: [UnixListener; 3]) -> Option<[UnixStream; 3]> {
+/// The connections; `None` if the process ends first.
+async fn connected(
+    process: &Bound,
+    sockets: [UnixListener; 3],
+    way: Option<UnixListener>,
+) -> Option<([UnixStream; 3], Option<UnixStream>)> {
     let [control, monitor, console] = &sockets;
     let all = async {
         let control = control.accept().await.ok()?.0;
         let monitor = monitor.accept().await.ok()?.0;
-        Some([control, monitor, console.accept().await.ok()?.0])
+        let console = console.accept().await.ok()?.0;
+        let way = match &way {
+            Some(way) => Some(way.accept().await.ok()?.0),
+            None => None,
+        };
+        Some(([control, monitor, console], way))
     };
     tokio::select! {
         all = all => all,
@@ -217,6 +240,14 @@ fn arguments(
         "-device",
         &format!("virtserialport,chardev=control,name={PORT}"),
     );
+    if machine.way_out {
+        add("-chardev", &"socket,id=way,path=way.sock");
+        let port = tabbify_guest_init::way::PORT;
+        add(
+            "-device",
+            &format!("virtserialport,chardev=way,name={port}"),
+        );
+    }
     add("-mon", &"chardev=monitor,mode=control");
     add("-serial", &"chardev:console");
     add("-blockdev", &drive("image", &machine.root, true)?);

@@ -4,11 +4,13 @@ use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tabbify_guest_init::order::{Start, Status, Stop};
 use tabbify_guest_init::wire::Kind;
 use tabbify_process::{Clock, Importance, Tasks};
+use tokio::io::DuplexStream;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -18,6 +20,7 @@ use crate::guest::{Chunk, Exec, Guest, Phase};
 use crate::machine::{App, Machine};
 use crate::tail::Tail;
 use crate::vmm::{Launched, Vmm};
+use crate::way::way;
 
 /// LIMIT: from the first instruction to our init. A guest without KVM on a busy host takes seconds.
 const BOOT_WITHIN: Duration = Duration::from_secs(60);
@@ -27,6 +30,8 @@ const START_WITHIN: Duration = Duration::from_secs(30);
 const RESET_WITHIN: Duration = Duration::from_secs(8);
 /// LIMIT: how long the last output of what has ended is waited for.
 const LAST_WORDS_WITHIN: Duration = Duration::from_secs(2);
+/// LIMIT: addresses in a sentence on who listens: the guest may name thousands.
+const LISTENERS_TOLD: usize = 8;
 /// LIMIT: how long the guest may take to answer a question.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// How often it is asked whether the app listens: a fraction of what booting takes.
@@ -60,6 +65,8 @@ pub enum Ending {
 pub struct Vm {
     guest: Guest,
     addresses: Vec<(u16, SocketAddr)>,
+    /// Until somebody takes them.
+    connections: Mutex<Option<mpsc::Receiver<DuplexStream>>>,
     kill: CancellationToken,
     ending: watch::Receiver<Option<Ending>>,
 }
@@ -83,8 +90,10 @@ impl Vm {
             process: app.process,
             hostname: app.hostname,
             network: launched.network,
+            way_out: launched.way.is_some(),
             scratch_bytes: app.scratch.0,
             volume: app.volume,
+            files: app.files,
             clock_ms: 0,
             entropy: Vec::new(),
         };
@@ -125,6 +134,7 @@ impl Vm {
         let vm = Self {
             guest,
             addresses: launched.addresses,
+            connections: Mutex::new(launched.way.map(|port| way(port, tasks))),
             kill,
             ending,
         };
@@ -160,6 +170,14 @@ impl Vm {
             .map(|(_, address)| *address)
     }
 
+    /// The connections of its programs to the outside, for whoever lets them out, once; `None` without a way
+    /// out. While nobody has them, programs wait.
+    #[must_use]
+    pub fn connections(&self) -> Option<mpsc::Receiver<DuplexStream>> {
+        let kept = self.connections.lock();
+        kept.unwrap_or_else(PoisonError::into_inner).take()
+    }
+
     /// The addresses that somebody in the guest listens on, as its own kernel has them: whether the app
     /// is up, and where it listens if not on its port. A connection to [`Vm::address`] proves neither,
     /// since the monitor takes it before it asks the guest.
@@ -187,7 +205,8 @@ impl Vm {
                 return Ok(address);
             }
             if tokio::time::Instant::now() >= end {
-                let list: Vec<String> = listeners.iter().map(ToString::to_string).collect();
+                let told = listeners.iter().take(LISTENERS_TOLD);
+                let list: Vec<String> = told.map(ToString::to_string).collect();
                 return Err(VmError::NotListening {
                     port,
                     within,

@@ -43,6 +43,9 @@ pub struct Launched {
     pub(crate) process: Bound,
     /// The other end of the guest's channel.
     pub(crate) control: UnixStream,
+    /// The other end of the guest's way out, if the machine has one: a port of the console that is named
+    /// [`PORT`](tabbify_guest_init::way::PORT).
+    pub(crate) way: Option<UnixStream>,
     /// The end of what the guest's kernel and the monitor say.
     pub(crate) console: Tail,
     /// What the guest's interface is to be.

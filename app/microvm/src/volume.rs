@@ -8,6 +8,7 @@ use tabbify_types::ByteSize;
 use tokio::process::Command;
 
 use crate::error::{Result, VmError};
+use crate::qemu::PATH;
 
 /// Makes the volume at `path`, if nothing is there, with room for `size`. It takes of the host what is
 /// written to it, and keeps what an earlier machine wrote.
@@ -27,6 +28,7 @@ pub async fn volume(path: &Path, size: ByteSize) -> Result<()> {
         // Nothing of it is kept for root, and the guest's kernel need not zero it at the first mount.
         .args(["-q", "-F", "-m", "0", "-E", "lazy_itable_init=0,nodiscard"])
         .arg(&part)
+        .env("PATH", PATH)
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .output()

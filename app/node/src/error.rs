@@ -127,6 +127,17 @@ pub(crate) enum Refusal {
     /// The vault says no, in words that are safe to show.
     #[error("{}", .0.detail)]
     Vault(Box<Problem>),
+    /// An instance of an app says no, in words that are safe to show.
+    #[error("{}", .0.detail)]
+    Instance(Box<Problem>),
+    /// The app has no such raw port.
+    #[error("the app has no [[port]] with number {port}{}", ports_of(.ports))]
+    NoPort {
+        /// The port.
+        port: u16,
+        /// Those that it has.
+        ports: Vec<u16>,
+    },
     /// The app's output cannot be read.
     #[error("the app's output cannot be read")]
     Logs(#[source] LogsError),
@@ -181,7 +192,8 @@ impl Refusal {
             Self::Append(error) => append(error),
             Self::Event(error) => event(error),
             Self::Store { .. } | Self::Damaged(_) | Self::Logs(_) => ErrorCode::Internal,
-            Self::Vault(problem) => problem.code,
+            Self::Vault(problem) | Self::Instance(problem) => problem.code,
+            Self::NoPort { .. } => ErrorCode::NotFound,
             Self::Log(error) => read(error),
             Self::ViewLags => ErrorCode::Unavailable,
             Self::Dial(error) => dial(error),
@@ -208,7 +220,7 @@ impl Refusal {
             Self::DigestMismatch { .. } => "Upload the file again",
             Self::Dial(DialError::NoLease(_)) => "Run: tcli status",
             Self::Runner { .. } => "Run: tcli logs",
-            Self::Vault(problem) => return problem.fix.clone(),
+            Self::Vault(problem) | Self::Instance(problem) => return problem.fix.clone(),
             _ => return None,
         };
         Some(fix.to_owned())
@@ -239,6 +251,14 @@ impl Refusal {
         problem.fix = self.fix();
         problem.request = Some(request);
         problem
+    }
+}
+
+fn ports_of(ports: &[u16]) -> String {
+    let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+    match ports.is_empty() {
+        true => ", and none at all".to_owned(),
+        false => format!("; it has {}", ports.join(", ")),
     }
 }
 

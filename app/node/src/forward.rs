@@ -67,7 +67,7 @@ pub(crate) async fn forward(
         return Err(Refusal::MethodNotAllowed(methods));
     }
     let upgrade = (request.version() == Version::HTTP_11)
-        .then(|| headers::wanted_upgrade(request.headers()))
+        .then(|| tabbify_http::wanted_upgrade(request.headers()))
         .flatten();
     let caller_side = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
     let passage = Passage {
@@ -192,6 +192,7 @@ async fn exchange(
             Err(refused) => refused,
         };
         let broke = matches!(&refused.error, Refusal::Upstream(error) if !error.is_parse());
+        let was_sent = refused.unsent.is_none();
         let again = refused.unsent.map(|request| *request).or(spare);
         let Some(again) = again.filter(|_| broke && !went_elsewhere) else {
             return Err(refused.error);
@@ -201,7 +202,7 @@ async fn exchange(
             node.upstream(app, Take::New).await?
         } else {
             went_elsewhere = true;
-            let another = node.upstream_but(app, at).await;
+            let another = node.upstream_but(app, at, was_sent).await;
             another.map_err(|_| refused.error)?
         };
     }

@@ -9,6 +9,7 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tabbify_api::apps::{COOKIE_PREFIX, PLATFORM_HEADER_PREFIX, USER_HEADER};
+use tabbify_http::tokens;
 
 /// Headers of one connection, not of the message (RFC 9110 7.6.1), beside those that `Connection`
 /// names.
@@ -161,36 +162,8 @@ fn remove(headers: &mut HeaderMap, which: impl Fn(&HeaderName) -> bool) {
     }
 }
 
-/// The protocol that a request of HTTP/1.1 wants to change to; not `h2c`, which is ours to speak.
-pub(crate) fn wanted_upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
-    let asked = tokens(headers, &CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"));
-    let mut values = headers.get_all(UPGRADE).iter();
-    let (protocol, None) = (values.next()?, values.next()) else {
-        return None;
-    };
-    let text = protocol.to_str().ok()?;
-    let h2c = text
-        .split(',')
-        .any(|one| one.trim().eq_ignore_ascii_case("h2c"));
-    (asked && !text.is_empty() && !h2c).then(|| protocol.clone())
-}
-
 fn wants_trailers(headers: &HeaderMap) -> bool {
     tokens(headers, &TE).any(|token| token.eq_ignore_ascii_case("trailers"))
-}
-
-fn tokens<'a>(
-    headers: &'a HeaderMap,
-    name: &HeaderName,
-) -> impl Iterator<Item = &'a str> + use<'a> {
-    let values = headers
-        .get_all(name)
-        .iter()
-        .filter_map(|value| value.to_str().ok());
-    values
-        .flat_map(|value| value.split(','))
-        .map(str::trim)
-        .filter(|token| !token.is_empty())
 }
 
 fn named_by_connection(headers: &HeaderMap) -> Vec<&str> {
@@ -389,36 +362,6 @@ mod tests {
 
     #[test]
     fn upgrades() {
-        let check = |lines: &[(&'static str, &'static str)], expected: Option<&str>| {
-            let found = wanted_upgrade(&head(lines));
-            assert_eq!(
-                found.as_ref().map(|v| v.to_str().unwrap()),
-                expected,
-                "{lines:?}"
-            );
-        };
-        check(
-            &[
-                ("connection", "keep-alive, Upgrade"),
-                ("upgrade", "websocket"),
-            ],
-            Some("websocket"),
-        );
-        check(&[("upgrade", "websocket")], None);
-        check(&[("connection", "upgrade")], None);
-        check(&[("connection", "upgrade"), ("upgrade", "h2c")], None);
-        check(
-            &[("connection", "upgrade"), ("upgrade", "websocket, H2C")],
-            None,
-        );
-        check(
-            &[
-                ("connection", "upgrade"),
-                ("upgrade", "a"),
-                ("upgrade", "b"),
-            ],
-            None,
-        );
         let received = head(&[
             ("connection", "Upgrade"),
             ("upgrade", "websocket"),

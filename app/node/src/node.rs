@@ -8,6 +8,7 @@ use tabbify_api::auth::{Authority, Revocations};
 use tabbify_api::log::{EventLog, LogAccess};
 use tabbify_api::logs::AppLogs;
 use tabbify_api::secrets::Vault;
+use tabbify_api::volumes::AppVolumes;
 use tabbify_process::fold::Follow;
 use tabbify_process::{Clock, Tasks};
 use tabbify_types::{AppId, HostName, VersionNumber};
@@ -41,6 +42,8 @@ pub struct Deps {
     pub vault: Arc<dyn Vault>,
     /// What apps have printed on this machine; what they have on others is asked for over `dial`.
     pub logs: Arc<dyn AppLogs>,
+    /// What apps keep on this machine; the others are asked over `dial`.
+    pub volumes: Arc<dyn AppVolumes>,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// Owner of every task.
@@ -66,6 +69,7 @@ pub(crate) struct Node {
     pub(crate) host: HostName,
     pub(crate) vault: Arc<dyn Vault>,
     pub(crate) logs: Arc<dyn AppLogs>,
+    pub(crate) volumes: Arc<dyn AppVolumes>,
     pub(crate) dial: Arc<dyn Dial>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) tasks: Tasks,
@@ -109,6 +113,7 @@ impl Node {
             host: deps.host,
             vault: deps.vault,
             logs: deps.logs,
+            volumes: deps.volumes,
             dial: deps.dial,
             clock: deps.clock,
             tasks,

@@ -173,6 +173,8 @@ struct Shelf {
     idle: Vec<Kept>,
     /// Dials that failed since one succeeded.
     failures: u32,
+    /// Whether the last new connection broke off under a request.
+    broke: bool,
     shunned: Option<Instant>,
 }
 
@@ -195,6 +197,18 @@ impl Shelf {
     fn shun(&mut self, now: Instant) {
         let doubled = self.failures.saturating_sub(1).min(6);
         self.shunned = Some(now + (SHUN_FIRST * (1 << doubled)).min(SHUN_MAX));
+    }
+
+    fn fail(&mut self, now: Instant) {
+        self.failures = self.failures.saturating_add(1);
+        self.shun(now);
+    }
+
+    /// A new connection broke off under a request. That may be the request's doing, once.
+    fn break_off(&mut self, now: Instant) {
+        if std::mem::replace(&mut self.broke, true) {
+            self.fail(now);
+        }
     }
 
     fn is_needed(&self, now: Instant) -> bool {
@@ -220,6 +234,7 @@ impl State {
                 outstanding: Arc::default(),
                 idle: Vec::new(),
                 failures: 0,
+                broke: false,
                 shunned: None,
             });
             shelves.len() - 1
@@ -422,13 +437,21 @@ impl Pool {
         });
     }
 
-    /// An instance could not be dialed, or broke a new connection off before it answered: others are asked
-    /// for a while.
+    /// An instance could not be dialed: others are asked for a while.
     pub(crate) fn failed(&self, app: AppId, at: At) {
         self.with(|state| {
             if let Some(shelf) = state.known_mut(app, at) {
-                shelf.failures = shelf.failures.saturating_add(1);
-                shelf.shun(Instant::now());
+                shelf.fail(Instant::now());
+            }
+        });
+    }
+
+    /// An instance broke a new connection off under a request, before it answered: the second time in a row,
+    /// others are asked for a while.
+    pub(crate) fn broke(&self, app: AppId, at: At) {
+        self.with(|state| {
+            if let Some(shelf) = state.known_mut(app, at) {
+                shelf.break_off(Instant::now());
             }
         });
     }
@@ -451,6 +474,7 @@ impl Pool {
             });
             match shelf {
                 Some(shelf) => {
+                    shelf.broke = false;
                     shelf.idle.push(Kept { upstream, since });
                     state.idle += 1;
                     None

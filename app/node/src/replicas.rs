@@ -103,15 +103,26 @@ impl Node {
         tried.map_err(|failed| Refusal::Dial(failed.error))
     }
 
-    /// A new connection to another instance than `broken`, which let a request in and broke the connection off
-    /// before it answered: it was about to go. If there is no other, whoever the app's address leads to.
+    /// A new connection to another instance than `broken`, which broke a new connection off before it answered:
+    /// it was about to go. If there is no other, whoever the app's address leads to. What broke off before
+    /// anything `was_sent` is as good as a dial that failed; a request that was let in may itself be what the
+    /// instance chokes on, so only the second in a row says that the instance is to be left alone.
     ///
     /// # Errors
     /// [`Refusal::Dial`].
-    pub(crate) async fn upstream_but(&self, app: AppId, broken: At) -> Result<Upstream, Refusal> {
+    pub(crate) async fn upstream_but(
+        &self,
+        app: AppId,
+        broken: At,
+        was_sent: bool,
+    ) -> Result<Upstream, Refusal> {
         let others = self.replicas(app).but(broken);
         tracing::debug!(%app, instance = broken.map(InstanceId::get), "another instance is asked");
-        self.pool.failed(app, broken);
+        if was_sent {
+            self.pool.broke(app, broken);
+        } else {
+            self.pool.failed(app, broken);
+        }
         self.pool.goes_elsewhere();
         let within = self.config.timeouts.connect;
         let tried = self.pool.get(app, &others, Take::New, within).await;

@@ -1,6 +1,7 @@
 //! The platform's own paths: which there are, who may, and the handlers (one file per subject).
 
 pub(crate) mod apps;
+pub(crate) mod attach;
 pub(crate) mod auth;
 pub(crate) mod body;
 pub(crate) mod commit;
@@ -14,6 +15,7 @@ pub(crate) mod query;
 pub(crate) mod secrets;
 pub(crate) mod stored;
 pub(crate) mod versions;
+pub(crate) mod volumes;
 
 use std::sync::Arc;
 
@@ -25,7 +27,7 @@ use tabbify_api::apps::Health;
 use tabbify_api::artifact::ArtifactPath;
 use tabbify_api::auth::{JWKS_PATH, TOKEN_PATH, Verified, WHOAMI_PATH, issue};
 use tabbify_api::log::{Append, AppendError, Appended};
-use tabbify_types::{AppId, DeployId, NewEvent, RequestId, SecretName, VersionNumber};
+use tabbify_types::{AppId, DeployId, HostName, NewEvent, RequestId, SecretName, VersionNumber};
 
 use self::query::Query;
 use crate::answer::{self, Answer};
@@ -50,6 +52,10 @@ enum Endpoint {
     Commit(AppId, VersionNumber),
     Open(AppId),
     Logs(AppId),
+    Exec(AppId),
+    Port(AppId, u16),
+    Volumes(AppId),
+    Volume(AppId, HostName),
     Deploys,
     Deploy(DeployId),
     Events,
@@ -221,6 +227,10 @@ pub(crate) async fn serve(
         Endpoint::Commit(app, version) => commit::commit(call, body, app, version).await,
         Endpoint::Open(app) => auth::open(call, app).await,
         Endpoint::Logs(app) => logs::read(call, app).await,
+        Endpoint::Exec(app) => attach::exec(call, body, app).await,
+        Endpoint::Volumes(app) => volumes::list(call, app).await,
+        Endpoint::Volume(app, machine) => volumes::remove(call, app, machine).await,
+        Endpoint::Port(app, port) => attach::port(call, caller, app, port).await,
         Endpoint::Deploys if reads => deploys::list(call),
         Endpoint::Deploys => deploys::request(call, body).await,
         Endpoint::Deploy(deploy) => deploys::wait(call, deploy).await,
@@ -257,6 +267,16 @@ fn endpoint(path: &str) -> Result<Endpoint, Refusal> {
         ["apps", id, "versions"] => Ok(Endpoint::Versions(app(id)?)),
         ["apps", id, "open"] => Ok(Endpoint::Open(app(id)?)),
         ["apps", id, "logs"] => Ok(Endpoint::Logs(app(id)?)),
+        ["apps", id, "exec"] => Ok(Endpoint::Exec(app(id)?)),
+        ["apps", id, "volumes"] => Ok(Endpoint::Volumes(app(id)?)),
+        ["apps", id, "volumes", machine] => {
+            let machine = machine.parse().map_err(|_| unknown())?;
+            Ok(Endpoint::Volume(app(id)?, machine))
+        }
+        ["apps", id, "ports", port] => {
+            let port: u16 = port.parse().map_err(|_| unknown())?;
+            Ok(Endpoint::Port(app(id)?, port))
+        }
         ["apps", id, "versions", n, "commit"] => Ok(Endpoint::Commit(app(id)?, version(n)?)),
         ["apps", id, "versions", n, "files", file] => {
             let text = percent_decode_str(file).decode_utf8();
@@ -289,16 +309,21 @@ const fn methods(endpoint: &Endpoint) -> &'static str {
         | Endpoint::Whoami
         | Endpoint::App(_)
         | Endpoint::Logs(_)
+        | Endpoint::Port(..)
+        | Endpoint::Volumes(_)
         | Endpoint::Deploy(_)
         | Endpoint::Events
         | Endpoint::Machines
         | Endpoint::Secrets => "GET",
         Endpoint::Apps | Endpoint::Deploys => "GET, POST",
-        Endpoint::Token | Endpoint::Versions(_) | Endpoint::Commit(..) | Endpoint::Open(_) => {
-            "POST"
-        }
+        Endpoint::Token
+        | Endpoint::Versions(_)
+        | Endpoint::Commit(..)
+        | Endpoint::Open(_)
+        | Endpoint::Exec(_) => "POST",
         Endpoint::File(..) => "PUT",
         Endpoint::Secret(_) => "PUT, DELETE",
+        Endpoint::Volume(..) => "DELETE",
     }
 }
 

@@ -9,14 +9,14 @@ pub(crate) mod machines;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use serde::{Deserialize, Serialize};
-use tabbify_api::apps::{AppStatus, AppView, Operation, VersionView};
+use tabbify_api::apps::{AppStatus, AppView, InstanceView, Operation, VersionView};
 use tabbify_api::log::Filter;
 use tabbify_process::fold::{Fold, pairs};
 use tabbify_types::event::EventError;
 use tabbify_types::event::v1::{Access, AppPlaced, InstanceRef, VersionPublished};
 use tabbify_types::{
     AppId, AppName, AppUla, DeployId, Event, HostName, HostUla, InstanceId, Recorded, Rev,
-    SecretName, Segment, SegmentGlob, Tenant, Timestamp, VersionNumber,
+    SecretName, Segment, SegmentGlob, SlotId, Tenant, Timestamp, VersionNumber,
 };
 
 use self::deploy::{Deploy, Stage};
@@ -40,6 +40,8 @@ pub(crate) const CLAIMED: &[&str] = &[
     "app_failed",
     "app_stop_requested",
     "app_stopped",
+    "app_idled",
+    "app_woken",
     "deploy_finished",
     "peer_joined",
     "peer_left",
@@ -87,6 +89,8 @@ pub(crate) struct App {
     /// Oldest first, at most [`DEPLOYS_MAX`].
     deploys: VecDeque<Deploy>,
     instances: BTreeMap<InstanceId, DeployId>,
+    /// Where those are that have not ended, oldest first, at most [`INSTANCES_MAX`].
+    places: Vec<Place>,
     /// The machines that it was placed on, the last one at the end: they have what it printed.
     hosts: Vec<HostName>,
     traffic: Option<Traffic>,
@@ -101,6 +105,14 @@ struct Published {
     at: Timestamp,
 }
 
+/// Where an instance is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Place {
+    instance: InstanceId,
+    slot: SlotId,
+    host: HostName,
+}
+
 /// Who gets an app's traffic.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Traffic {
@@ -111,12 +123,27 @@ struct Traffic {
     live: BTreeSet<InstanceId>,
     /// Those of them that were told to end: they get no new request.
     leaving: BTreeSet<InstanceId>,
+    /// Those of them that sleep, or are about to: a new request wakes them, and none goes to a connection that
+    /// was kept.
+    #[serde(default)]
+    idle: BTreeSet<InstanceId>,
 }
 
 impl Traffic {
     /// Those that may get a new request.
     fn replicas(&self) -> Replicas {
         Replicas::of(self.live.difference(&self.leaving).copied())
+    }
+
+    /// Those whose connections may be kept.
+    fn awake(&self) -> Replicas {
+        let live = self.live.difference(&self.leaving).copied();
+        Replicas::of(live.filter(|instance| !self.idle.contains(instance)))
+    }
+
+    /// Whether all that may get a request sleep.
+    fn is_idle(&self) -> bool {
+        self.live.is_subset(&self.idle)
     }
 }
 
@@ -152,7 +179,7 @@ impl Urls {
 
 impl Fold for View {
     const NAME: &'static str = "node";
-    const VERSION: u32 = 3;
+    const VERSION: u32 = 4;
     type News = Noticed;
     /// A claimed type that this program does not understand.
     type Error = EventError;
@@ -240,6 +267,7 @@ impl View {
                 published: BTreeMap::new(),
                 deploys: VecDeque::new(),
                 instances: BTreeMap::new(),
+                places: Vec::new(),
                 hosts: Vec::new(),
                 traffic: None,
                 failure: None,
@@ -329,6 +357,7 @@ impl App {
                     live: instances.clone(),
                     instances,
                     leaving: BTreeSet::new(),
+                    idle: BTreeSet::new(),
                 });
                 self.step(event.deploy, Stage::Shifted, at);
                 return self.switched();
@@ -345,6 +374,9 @@ impl App {
             // seen the switch may still lead to the old instance, which is about to close it.
             Event::AppStopRequested(event) => return self.leaves(event.of.instance),
             Event::AppStopped(event) => return self.ended(event.of.instance),
+            Event::AppIdled(event) => return self.idles(event.of.instance, true),
+            // Whoever came meanwhile came through its machine's doorbell.
+            Event::AppWoken(event) => return self.idles(event.of.instance, false),
             Event::DeployFinished(event) => {
                 if let Some(deploy) = self.deploy_mut(event.deploy) {
                     deploy.finished(&event, at);
@@ -360,6 +392,16 @@ impl App {
         if self.instances.len() > INSTANCES_MAX {
             self.instances.pop_first();
         }
+        if self.places.len() >= INSTANCES_MAX {
+            self.places.remove(0);
+        }
+        // Most apps have one, and there are many apps.
+        self.places.reserve_exact(1);
+        self.places.push(Place {
+            instance: event.instance,
+            slot: event.slot,
+            host: event.host.clone(),
+        });
         self.hosts.retain(|host| *host != event.host);
         self.hosts.push(event.host);
         if self.hosts.len() > HOSTS_MAX {
@@ -369,11 +411,26 @@ impl App {
     }
 
     fn ended(&mut self, instance: InstanceId) -> Noticed {
+        self.places.retain(|place| place.instance != instance);
         let traffic = self.traffic.as_mut();
         if traffic.is_some_and(|traffic| traffic.live.remove(&instance)) {
             return self.switched();
         }
         Noticed::Nothing
+    }
+
+    /// From here on it sleeps, or does not: nothing that was kept to it is used again.
+    fn idles(&mut self, instance: InstanceId, idle: bool) -> Noticed {
+        let traffic = self.traffic.as_mut();
+        let Some(traffic) = traffic.filter(|traffic| traffic.instances.contains(&instance)) else {
+            return Noticed::Nothing;
+        };
+        traffic.idle.insert(instance);
+        let others = traffic.awake();
+        if !idle {
+            traffic.idle.remove(&instance);
+        }
+        Noticed::Switched(self.id, others)
     }
 
     fn leaves(&mut self, instance: InstanceId) -> Noticed {
@@ -392,6 +449,20 @@ impl App {
     pub(crate) fn replicas(&self) -> Replicas {
         let traffic = self.traffic.as_ref();
         traffic.map_or(Replicas::Unknown, Traffic::replicas)
+    }
+
+    /// The one that the app's address means, or, once that has ended, another that serves.
+    pub(crate) fn primary(&self) -> Option<InstanceId> {
+        let traffic = self.traffic.as_ref()?;
+        let primary = traffic.live.get(&traffic.primary);
+        primary.or_else(|| traffic.live.first()).copied()
+    }
+
+    /// The raw ports of the version that serves.
+    pub(crate) fn ports(&self) -> &[u16] {
+        let traffic = self.traffic.as_ref();
+        let serves = traffic.and_then(|traffic| self.published.get(&traffic.version));
+        serves.map_or(&[], |published| &published.event.run.ports)
     }
 
     fn deploy_mut(&mut self, id: DeployId) -> Option<&mut Deploy> {
@@ -451,6 +522,7 @@ impl App {
     pub(crate) fn view(&self, urls: &Urls) -> AppView {
         let serving = self.serving();
         let status = match serving {
+            Some(traffic) if traffic.is_idle() => AppStatus::Idle,
             Some(_) => AppStatus::Healthy,
             None if self
                 .deploys
@@ -477,9 +549,32 @@ impl App {
             serving: serving.map(|traffic| traffic.version),
             latest: self.latest(),
             primary: serving.map(|traffic| traffic.primary),
+            instances: serving.map_or_else(Vec::new, |traffic| self.serve(traffic)),
             created: self.created,
             problem,
         }
+    }
+
+    /// The instances that get its traffic, by slot.
+    fn serve(&self, traffic: &Traffic) -> Vec<InstanceView> {
+        let places = self.places.iter();
+        let live = places.filter(|place| traffic.live.contains(&place.instance));
+        let version = self.published.get(&traffic.version);
+        let views = live.filter_map(|place| {
+            let published = &version?.event;
+            let nth = usize::from(place.slot.target).checked_sub(1);
+            let further = nth.and_then(|nth| published.further.get(nth));
+            let run = further.map_or(&published.run, |target| &target.run);
+            Some(InstanceView {
+                instance: place.instance,
+                slot: place.slot,
+                host: place.host.clone(),
+                runtime: run.runtime,
+            })
+        });
+        let mut views: Vec<_> = views.collect();
+        views.sort_by_key(|view| (view.slot, view.instance));
+        views
     }
 
     /// A deploy of it.
@@ -513,6 +608,8 @@ fn app_of(event: &Event) -> Option<AppId> {
         Event::AppFailed(event) => Some(event.of.app),
         Event::AppStopRequested(event) => Some(event.of.app),
         Event::AppStopped(event) => Some(event.of.app),
+        Event::AppIdled(event) => Some(event.of.app),
+        Event::AppWoken(event) => Some(event.of.app),
         Event::DeployFinished(event) => Some(event.app),
         _ => None,
     }

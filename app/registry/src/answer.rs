@@ -2,12 +2,11 @@
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
-use http::{HeaderValue, Response, StatusCode, header};
+use http::{HeaderValue, Response, header};
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt as _, Full, StreamBody};
+use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::Frame;
 use object_store::GetResult;
-use tabbify_api::error::PROBLEM_MEDIA_TYPE;
 use tabbify_api::{ErrorCode, Problem};
 use tabbify_process::chain;
 use tabbify_types::RequestId;
@@ -40,14 +39,9 @@ pub(crate) fn problem(code: ErrorCode, detail: impl Into<String>) -> Response<Bo
     let request = RequestId::mint();
     problem.request = Some(request);
     tracing::debug!(role = "registry", %request, code = code.as_str(), detail = problem.detail, "refused");
-    let bytes = serde_json::to_vec(&problem).expect("INVARIANT: our own shapes serialize");
-    let body = Full::new(Bytes::from(bytes)).map_err(|never| match never {});
-    let mut answer = Response::new(body.boxed_unsync());
-    *answer.status_mut() =
-        StatusCode::from_u16(problem.status).expect("INVARIANT: every code has a valid status");
+    let mut answer = tabbify_http::answer::problem(&problem)
+        .map(|body| body.map_err(|never| match never {}).boxed_unsync());
     let headers = answer.headers_mut();
-    let kind = HeaderValue::from_static(PROBLEM_MEDIA_TYPE);
-    headers.insert(header::CONTENT_TYPE, kind);
     if code == ErrorCode::MethodNotAllowed {
         headers.insert(header::ALLOW, HeaderValue::from_static("GET"));
     }

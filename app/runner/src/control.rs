@@ -2,28 +2,33 @@
 //! (`tabbify_api::runner`). It outlives the supervisor that made it, and serves the next one.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use tabbify_api::runner::{Answer, LINE_LEN_MAX, Request};
+use tabbify_api::runner::{Answer, DoorAt, LINE_LEN_MAX, Request, Visitor};
 use tabbify_membership::RemoteCoordinator;
-use tabbify_process::{Importance, Tasks};
+use tabbify_process::{Importance, Tasks, chain};
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, BufReader};
-use tokio::io::{AsyncWriteExt as _, ReadHalf};
+use tokio::io::{AsyncWriteExt as _, ReadHalf, WriteHalf};
 use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use crate::door::Door;
 use crate::home::Secret;
 use crate::lease::Tickets;
+use crate::membership;
 use crate::peers::Peers;
 use crate::state::State;
 use crate::traffic::Traffic;
 
 /// LIMIT: callers at a time; the next waits until one has left.
 const CONNECTIONS_MAX: usize = 16;
+
+/// LIMIT: connections that came through the machine's doorbell, at a time.
+const VISITS_MAX: usize = 1024;
 
 /// LIMIT: how long a caller may take to prove itself.
 const HELLO_WITHIN: Duration = Duration::from_secs(5);
@@ -47,28 +52,53 @@ pub struct Control {
     pub peers: Arc<Peers>,
     /// Who tells where we are, if there is a coordinator: a supervisor that comes has one.
     pub coordinator: Option<RemoteCoordinator>,
+    /// Where it was last said to be.
+    pub doors: Mutex<Vec<DoorAt>>,
     /// Where spawn tickets go, if there is a coordinator.
     pub tickets: Option<Tickets>,
+    /// Who serves those that come through the machine's doorbell.
+    pub door: Arc<Door>,
     /// Cancelled by `Stop`, after its answer is out.
     pub stop: CancellationToken,
+}
+
+/// Somebody who came through the machine's doorbell, on the connection that it came on.
+struct Visit<S> {
+    visitor: Visitor,
+    reader: BufReader<ReadHalf<S>>,
+    writer: WriteHalf<S>,
 }
 
 impl Control {
     /// Serves callers for as long as the task lives.
     pub async fn serve(self: Arc<Self>, listener: UnixListener, tasks: Tasks) {
         let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let rooms = Arc::new(Semaphore::new(VISITS_MAX));
         loop {
             let Ok(place) = Arc::clone(&places).acquire_owned().await else {
                 return; // Nobody closes the semaphore.
             };
             match listener.accept().await {
                 Ok((stream, _)) => {
-                    let this = Arc::clone(&self);
+                    let (this, rooms) = (Arc::clone(&self), Arc::clone(&rooms));
                     tasks.spawn("control connection", Importance::Detached, async move {
-                        if let Err(error) = this.converse(stream).await {
+                        let talked = this.talk(stream).await;
+                        // Who serves a visitor is no place of the supervisor's any more.
+                        drop(place);
+                        let visited = match (talked, rooms.try_acquire_owned()) {
+                            (Ok(Some(visit)), Ok(_room)) => this.visit(visit).await,
+                            (Ok(Some(mut visit)), Err(_)) => {
+                                say(
+                                    &mut visit.writer,
+                                    &refused("it has as many visitors as it may"),
+                                )
+                                .await
+                            }
+                            (talked, _) => talked.map(drop),
+                        };
+                        if let Err(error) = visited {
                             tracing::debug!(%error, "control connection broke");
                         }
-                        drop(place);
                     });
                 }
                 Err(error) => {
@@ -83,20 +113,31 @@ impl Control {
     ///
     /// # Errors
     /// Those of the stream.
-    pub async fn converse<S: AsyncRead + AsyncWrite>(&self, stream: S) -> io::Result<()> {
+    pub async fn converse<S>(&self, stream: S) -> io::Result<()>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        match self.talk(stream).await? {
+            Some(visit) => self.visit(visit).await,
+            None => Ok(()),
+        }
+    }
+
+    /// The same up to where the connection becomes a visitor's.
+    async fn talk<S: AsyncRead + AsyncWrite>(&self, stream: S) -> io::Result<Option<Visit<S>>> {
         let (reader, mut writer) = tokio::io::split(stream);
         let mut lines = Lines::new(reader);
         let Ok(first) = tokio::time::timeout(HELLO_WITHIN, lines.next()).await else {
-            return Ok(());
+            return Ok(None);
         };
         let greeted = match first? {
             Line::Whole(line) => self.greet(&line),
             Line::TooLong => too_long(),
-            Line::End => return Ok(()),
+            Line::End => return Ok(None),
         };
         say(&mut writer, &greeted).await?;
         if !matches!(greeted, Answer::Hello { .. }) {
-            return Ok(());
+            return Ok(None);
         }
         if let Some(coordinator) = &self.coordinator {
             coordinator.look_again();
@@ -104,9 +145,19 @@ impl Control {
         loop {
             let request = match lines.next().await? {
                 Line::Whole(line) => serde_json::from_slice::<Request>(&line),
-                Line::TooLong => return say(&mut writer, &too_long()).await,
-                Line::End => return Ok(()),
+                Line::TooLong => {
+                    say(&mut writer, &too_long()).await?;
+                    return Ok(None);
+                }
+                Line::End => return Ok(None),
             };
+            if let Ok(Request::Door(visitor)) = request {
+                return Ok(Some(Visit {
+                    visitor,
+                    reader: lines.0,
+                    writer,
+                }));
+            }
             let stops = matches!(request, Ok(Request::Stop));
             let answer = match request {
                 Ok(request) => self.answer(request).await,
@@ -118,6 +169,34 @@ impl Control {
             }
             said?;
         }
+    }
+
+    /// Serves a visitor to the end of its connection.
+    async fn visit<S>(&self, visit: Visit<S>) -> io::Result<()>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let Visit {
+            visitor,
+            reader,
+            mut writer,
+        } = visit;
+        let admitted = self.door.admit(&visitor).await;
+        // A drain that begins from here on waits for it.
+        let counted = self.traffic.connect();
+        let admitted = match admitted {
+            Ok(_) if self.state.is_draining() => Err("it takes nobody any more".to_owned()),
+            admitted => admitted,
+        };
+        let host = match admitted {
+            Ok(host) => host,
+            Err(why) => return say(&mut writer, &refused(why)).await,
+        };
+        say(&mut writer, &Answer::Done).await?;
+        let connection = host.serve(tokio::io::join(reader, writer));
+        connection.await;
+        drop(counted);
+        Ok(())
     }
 
     /// The answer to the first line: our proof to a caller that gave its own, and no more than
@@ -148,6 +227,10 @@ impl Control {
                 self.peers.set(peers);
                 Answer::Done
             }
+            Request::SetCoordinator { at } => match &self.coordinator {
+                None => refused("it has no coordinator"),
+                Some(coordinator) => self.move_to(coordinator, at.doors),
+            },
             Request::Spawn(ticket) => match &self.tickets {
                 None => refused("it has no coordinator to show a spawn ticket to"),
                 Some(_) if !self.state.leasing() => refused("it waits for no spawn ticket"),
@@ -166,8 +249,37 @@ impl Control {
                     cut: drained.cut,
                 }
             }
+            Request::Sleep { deadline_ms } => {
+                if !self.state.sleeping() {
+                    return refused("it has something to do");
+                }
+                let deadline = Duration::from_millis(deadline_ms);
+                let drained = self.traffic.drain(deadline).await;
+                Answer::Drained {
+                    finished: drained.finished,
+                    cut: drained.cut,
+                }
+            }
+            // Its connection is not one of requests any more.
+            Request::Door(_) => refused("a visitor comes alone"),
             Request::Stop => Answer::Done,
         }
+    }
+}
+
+impl Control {
+    /// Every supervisor that comes says where the coordinator is; mostly it is where it was.
+    fn move_to(&self, coordinator: &RemoteCoordinator, doors: Vec<DoorAt>) -> Answer {
+        let mut known = self.doors.lock().unwrap_or_else(PoisonError::into_inner);
+        if *known == doors {
+            return Answer::Done;
+        }
+        if let Err(error) = membership::move_to(coordinator, &doors) {
+            return refused(chain(&error).to_string());
+        }
+        tracing::info!(?doors, "the coordinator is elsewhere");
+        *known = doors;
+        Answer::Done
     }
 }
 

@@ -1,42 +1,56 @@
 //! The docker runtime: the version's image in a container of the machine's engine.
 //!
 //! ```text
-//! engine ─▶ archive ─▶ container ─┬─▶ task `container output`: its lines, into the app's log
-//!                                 ├─▶ task `container`: its end, whenever that is
-//!                                 └─▶ healthy ─▶ serve ([`crate::upstream`])
+//! engine ─▶ archive ─▶ network ─▶ container ─┬─▶ task `container output`: its lines, into the app's log
+//!                         │                  ├─▶ task `container`: its end, whenever that is
+//!                         │                  └─▶ healthy ─▶ serve ([`crate::upstream`])
+//!                         └─▶ its way out ([`crate::egress`])
 //! ```
 //! A runner that is killed leaves the container: [`reap`] removes it, before anything else is made of the
 //! instance's directory.
 
-mod words;
+mod exec;
+pub(crate) mod words;
 
 use std::fmt;
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tabbify_api::attach::CommandLine;
 use tabbify_api::logs::Stream as LogStream;
-use tabbify_api::runner::Failure;
+use tabbify_api::runner::{Failure, MicroVms};
 use tabbify_api::{BoxFuture, ErrorCode};
 use tabbify_container::{
-    Archive, Container, End, Engine, PIDS_MAX, Reaped, Seen, Spec, Stream, healthy,
+    Archive, Container, End, Engine, Enter, Listener, Network, PIDS_MAX, PORT, Reaped, Seen, Spec,
+    Stream, healthy,
 };
+use tabbify_http::{Accept, Origin};
+use tabbify_process::connect::Stream as Connected;
 use tabbify_process::{Importance, Tasks, chain};
 use tabbify_types::event::v1::{FailureReason, ImageConfig, ImagePort, InstanceRef, RunConfig};
-use tokio::sync::watch;
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use self::words::{failed, failure, unhealthy};
+use crate::egress::{self, Egress};
 use crate::output::Output;
 use crate::runtime::{Body, Entry, OUTSIDE_FILE, RequestError, Runtime, Start};
+use crate::secrets::Secrets;
 use crate::traffic::Permit;
 use crate::upstream::Upstream;
+use crate::volume::hand_over;
 
 /// LIMIT: how long the last lines of a container that has ended may take to come.
 const OUTPUT_WITHIN: Duration = Duration::from_secs(5);
 /// LIMIT: how long the engine may take to remove what was made, before it is left to [`reap`].
 const REMOVED_WITHIN: Duration = Duration::from_secs(30);
+
+/// What is the first process of a container that gets secrets.
+const ENTER_PROGRAM: &str = "tabbify-guest-init";
 
 /// How the container ended, or why that cannot be known; `None` while it runs.
 type Ended = Option<Result<End, String>>;
@@ -47,10 +61,13 @@ pub struct Docker {
     of: InstanceRef,
     engine: Engine,
     run: RunConfig,
+    /// What further commands in it get.
+    enter: Option<Enter>,
     /// `None` for a worker.
     upstream: Option<Upstream>,
     ended: watch::Receiver<Ended>,
     printed: CancellationToken,
+    tasks: Tasks,
 }
 
 impl fmt::Debug for Docker {
@@ -78,17 +95,34 @@ impl Docker {
             return Err(failure(FailureReason::Spawn, "it has no image".to_owned()));
         };
         let of = start.of;
+        let entries = &start.run.egress;
+        let egress = Egress::new(entries, &start.neighbors, &start.output, &start.tasks)?;
         let engine = Engine::connect(start.engine.as_deref()).await;
         let engine = engine.map_err(|error| failed(&error))?;
         let archive = open(path, &engine).await?;
         let port = port(&image, &archive);
-        let spec = spec(of, &start.run, &image, port);
+        let mut spec = spec(of, &start.run, &image, port);
+        spec.enter = enter(&start.secrets, start.microvms.as_ref())?;
+        let enter = spec.enter.clone();
+        spec.volume = volume(start.volume, &start.run, &archive.facts.user).await?;
         let intent = start.directory.join(OUTSIDE_FILE);
         tabbify_process::files::write_atomic(&intent, b"container\n", 0o600).map_err(|error| {
             let detail = format!("{} cannot be written: {error}", intent.display());
             failure(FailureReason::Spawn, detail)
         })?;
-        let made = engine.start(&archive, &spec).await;
+        let network = engine
+            .network(&spec)
+            .await
+            .map_err(|error| failed(&error))?;
+        match let_out(&network, &egress) {
+            Ok(variables) => add_missing(&mut spec.env, variables),
+            Err(failure) => {
+                // What made it fail matters more than what is left, which the next reaping finds.
+                let _ = engine.reap(of).await;
+                return Err(failure);
+            }
+        }
+        let made = engine.start_in(network, &archive, &spec).await;
         let container = made.map_err(|error| failed(&error))?;
         let (ended, printed) = watch_over(&container, &start.output, &start.tasks);
         let address = port.map(|port| SocketAddr::new(container.address().into(), port));
@@ -98,8 +132,10 @@ impl Docker {
             of,
             engine,
             run: start.run,
+            enter,
             ended,
             printed,
+            tasks: start.tasks,
         };
         match this.healthy(&image, address).await {
             Ok(()) => Ok(this),
@@ -180,6 +216,29 @@ impl Runtime for Docker {
         })
     }
 
+    fn dial(&self, port: u16) -> BoxFuture<'_, io::Result<Box<dyn Connected>>> {
+        let address = SocketAddr::new(self.container.address().into(), port);
+        Box::pin(async move {
+            let stream = TcpStream::connect(address).await?;
+            stream.set_nodelay(true)?;
+            Ok(Box::new(stream) as Box<dyn Connected>)
+        })
+    }
+
+    fn exec(
+        &self,
+        command: Vec<String>,
+        output: mpsc::Sender<CommandLine>,
+    ) -> BoxFuture<'_, Result<i64, String>> {
+        Box::pin(exec::run(
+            &self.container,
+            command,
+            self.enter.as_ref(),
+            output,
+            &self.tasks,
+        ))
+    }
+
     fn ended(&self) -> BoxFuture<'_, Failure> {
         Box::pin(self.failure())
     }
@@ -243,7 +302,84 @@ fn spec(of: InstanceRef, run: &RunConfig, image: &ImageConfig, port: Option<u16>
         cpus_milli: image.cpus_milli,
         pids: PIDS_MAX,
         read_only: false,
+        volume: None,
+        enter: None,
     }
+}
+
+/// What brings secrets into the container: the init of microVMs, where it is for those or beside this program.
+fn enter(secrets: &Secrets, microvms: Option<&MicroVms>) -> Result<Option<Enter>, Failure> {
+    if secrets.is_empty() {
+        return Ok(None);
+    }
+    let beside = || {
+        let program = std::env::current_exe()?;
+        Ok(program.with_file_name(ENTER_PROGRAM))
+    };
+    let known = microvms.map(|microvms| Ok(microvms.init.clone()));
+    let program: std::io::Result<PathBuf> = known.unwrap_or_else(beside);
+    let program = program.map_err(|error| failure(FailureReason::Spawn, error.to_string()))?;
+    let enter = Enter::new(&program, secrets.variables(), secrets.files());
+    let enter = enter.map_err(|error| failure(FailureReason::Secret, chain(&error).to_string()))?;
+    Ok(Some(enter))
+}
+
+/// Serves the container's way out at the machine's end of its network. The variables by which it is found.
+fn let_out(network: &Network, egress: &Egress) -> Result<Vec<(String, String)>, Failure> {
+    let listener = network.listen().map_err(|error| {
+        let detail = format!(
+            "the runner cannot listen on port {PORT} of the container's network: {error}. \
+             Leave it free on this machine, and run the platform as root"
+        );
+        failure(FailureReason::Runtime, detail)
+    })?;
+    let address = listener.address();
+    egress.serve(OfContainer(listener));
+    Ok(egress::variables(address))
+}
+
+/// The container's connections, as the proxy takes them.
+struct OfContainer(Listener);
+
+impl Accept for OfContainer {
+    type Stream = TcpStream;
+
+    async fn accept(&self) -> io::Result<(TcpStream, Origin)> {
+        let (stream, from) = self.0.accept().await?;
+        stream.set_nodelay(true)?;
+        Ok((stream, Origin::At(from)))
+    }
+}
+
+/// What an app says of its variables itself, stands.
+fn add_missing(env: &mut Vec<(String, String)>, variables: Vec<(String, String)>) {
+    for (name, value) in variables {
+        if !env.iter().any(|(said, _)| *said == name) {
+            env.push((name, value));
+        }
+    }
+}
+
+/// The instance's volume, in the hands of the image's user the first time.
+async fn volume(
+    source: Option<PathBuf>,
+    run: &RunConfig,
+    user: &str,
+) -> Result<Option<tabbify_container::Volume>, Failure> {
+    let Some((source, used)) = source.zip(run.volume.as_ref()) else {
+        return Ok(None);
+    };
+    let (place, whom) = (source.clone(), user.to_owned());
+    let given = tokio::task::spawn_blocking(move || hand_over(&place, &whom)).await;
+    given
+        .unwrap_or_else(|panic| Err(std::io::Error::other(panic)))
+        .map_err(|error| {
+            let detail =
+                format!("its volume cannot be given to the image's user {user:?}: {error}");
+            failure(FailureReason::Volume, detail)
+        })?;
+    let mount = used.mount.clone();
+    Ok(Some(tabbify_container::Volume { source, mount }))
 }
 
 /// Watches a container's output and its end: the one is cancelled at its end, the other holds it.

@@ -48,6 +48,8 @@ pub type Tickets = mpsc::Sender<Spawn>;
 #[derive(Debug)]
 pub(crate) struct Leaseholder {
     of: InstanceRef,
+    /// Whether its instance was idle, and so had a lease with another key.
+    is_woken: bool,
     coordinator: RemoteCoordinator,
     grace: Duration,
     tickets: Mutex<mpsc::Receiver<Spawn>>,
@@ -61,6 +63,8 @@ enum Asked {
     Has(Duration),
     /// It is another's, for good: why.
     Lost(String),
+    /// Another key of the instance has it: why.
+    Taken(String),
     /// It is not given: why.
     Refused(String),
     /// There is no answer: why.
@@ -71,6 +75,7 @@ impl Leaseholder {
     /// For the instance `of`, with what the tickets come through.
     pub(crate) fn new(
         of: InstanceRef,
+        is_woken: bool,
         coordinator: RemoteCoordinator,
         grace: Duration,
         state: Arc<State>,
@@ -78,6 +83,7 @@ impl Leaseholder {
         let (sender, receiver) = mpsc::channel(1);
         let this = Self {
             of,
+            is_woken,
             coordinator,
             grace,
             tickets: Mutex::new(receiver),
@@ -98,7 +104,9 @@ impl Leaseholder {
             let why = match self.exchange(ticket).await {
                 Asked::Has(life) => return Ok(Instant::now() + life),
                 Asked::Lost(why) => return Err(lost(&why)),
-                Asked::Later(why) | Asked::Refused(why) => why,
+                // A coordinator that has not read yet that the instance was idle knows the key of the process before.
+                Asked::Taken(why) if !self.is_woken => return Err(lost(&why)),
+                Asked::Taken(why) | Asked::Later(why) | Asked::Refused(why) => why,
             };
             refused += 1;
             self.coordinator.ask_elsewhere();
@@ -184,8 +192,10 @@ impl Leaseholder {
             Ok(Leased { life, .. }) => Asked::Has(life),
             Err(error) if error.is_no_answer() => Asked::Later(chain(&error).to_string()),
             Err(RequestFailed::Refused(problem)) => match problem.code {
-                // A newer instance has taken over; or another key has used the ticket.
-                ErrorCode::LeaseFenced | ErrorCode::Conflict => Asked::Lost(problem.detail),
+                // A newer instance has taken over.
+                ErrorCode::LeaseFenced => Asked::Lost(problem.detail),
+                // Another key has used the ticket.
+                ErrorCode::Conflict => Asked::Taken(problem.detail),
                 _ => Asked::Refused(problem.detail),
             },
             Err(RequestFailed::Unreachable(why)) => Asked::Later(why),
@@ -219,7 +229,7 @@ async fn keep(
                 }
                 continue;
             }
-            Asked::Lost(why) => return why,
+            Asked::Lost(why) | Asked::Taken(why) => return why,
             Asked::Refused(why) => {
                 if refusals.are_enough_with_one_more() {
                     return format!("the platform has taken its lease back: {why}");

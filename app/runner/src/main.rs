@@ -1,5 +1,6 @@
 //! The program: `tabbify-runner <directory>`, where the directory holds `boot.json`; and small errands for a
-//! supervisor: `--version`, `--probe-docker [engine]`, `--clean <directory of a dead runner>`.
+//! supervisor: `--version`, `--probe-docker [engine]`, `--probe-microvms <json>`, `--doctor <json>`,
+//! `--clean <directory of a dead runner> [engine]`.
 //! See `tabbify_api::runner` for the files in it and `tabbify_runner` for its life.
 
 use std::path::PathBuf;
@@ -17,15 +18,17 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         (Some(flag), engine) if flag == "--probe-docker" => {
-            let (code, said) = tabbify_runner::errands::probe_docker(engine.as_deref());
-            #[expect(clippy::print_stdout, reason = "the answer to --probe-docker")]
-            {
-                println!("{said}");
-            }
-            code
+            answer(tabbify_runner::errands::probe_docker(engine.as_deref()))
+        }
+        (Some(flag), Some(made_of)) if flag == "--probe-microvms" => {
+            answer(tabbify_runner::errands::probe_microvms(&made_of))
+        }
+        (Some(flag), Some(made_of)) if flag == "--doctor" => {
+            answer(tabbify_runner::errands::doctor_of_microvms(&made_of))
         }
         (Some(flag), Some(directory)) if flag == "--clean" => {
-            tabbify_runner::errands::clean(&PathBuf::from(directory))
+            let engine = arguments.next();
+            tabbify_runner::errands::clean(&PathBuf::from(directory), engine.as_deref())
         }
         (Some(directory), None) => tabbify_runner::run::main(&PathBuf::from(directory)),
         _ => {
@@ -34,4 +37,15 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+fn answer((code, said): (ExitCode, String)) -> ExitCode {
+    #[expect(
+        clippy::print_stdout,
+        reason = "the answer to a question of a supervisor's"
+    )]
+    {
+        println!("{said}");
+    }
+    code
 }

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use tabbify_api::coordinator::{Helpers, RelayAt};
 use tabbify_api::mesh::{Leases as _, Resolver};
-use tabbify_api::runner::{Boot, CoordinatorAt, Place};
+use tabbify_api::runner::{Boot, CoordinatorAt, DoorAt, Place};
 use tabbify_membership::{Door, MeshSecret, RemoteConfig, RemoteCoordinator};
 use tabbify_mesh::{Config, Mesh, PrivateKey, RelayServer, RelayTls};
 use tabbify_process::connect::{Connect, TcpSocket, UnixSocket};
 use tabbify_process::{Clock, Importance, Tasks};
-use tabbify_types::{AppUla, InstanceUla};
+use tabbify_types::{AppUla, Digest, InstanceUla};
 use zeroize::Zeroizing;
 
 use crate::Error;
@@ -73,9 +73,8 @@ fn open(
         return Err(Error::NoDoor);
     }
     let mut doors = Vec::new();
-    for door in &at.doors {
-        let connect = connect(&door.at)?;
-        let opened = Door::new(connect, door.pin, secret.clone());
+    for (connect, pin) in places(&at.doors)? {
+        let opened = Door::new(connect, pin, secret.clone());
         doors.push(opened.map_err(Error::Door)?);
     }
     let config = RemoteConfig {
@@ -84,6 +83,19 @@ fn open(
         outage_grace: Duration::from_millis(at.outage_grace_ms),
     };
     RemoteCoordinator::start(doors, config, Arc::clone(clock), tasks).map_err(Error::Coordinator)
+}
+
+/// The coordinator is behind these doors now.
+pub(crate) fn move_to(coordinator: &RemoteCoordinator, doors: &[DoorAt]) -> Result<(), Error> {
+    coordinator.move_to(places(doors)?).map_err(Error::Door)
+}
+
+/// Ways to the coordinator, each with the pin of who is behind it.
+type Places = Vec<(Arc<dyn Connect>, Digest)>;
+
+fn places(doors: &[DoorAt]) -> Result<Places, Error> {
+    let places = doors.iter().map(|door| Ok((connect(&door.at)?, door.pin)));
+    places.collect()
 }
 
 fn connect(place: &Place) -> Result<Arc<dyn Connect>, Error> {

@@ -71,6 +71,12 @@ impl Resolver for Peers {
         Box::pin(self.find(asked, ResolveError::UnknownKey(key), is))
     }
 
+    fn doubt(&self, address: Ipv6Addr) {
+        if let Some(coordinator) = &self.coordinator {
+            coordinator.doubt(address);
+        }
+    }
+
     fn changes(&self) -> Option<Box<dyn Changes>> {
         let heard = self.coordinator.as_ref()?.changes()?;
         let listed = Arc::clone(&self.listed);

@@ -1,9 +1,10 @@
 //! The life of a runner, from the lock to the last word.
 
+use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -15,19 +16,23 @@ use tabbify_types::event::v1::{FailureReason, RuntimeKind};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use crate::attach::Attach;
 use crate::control::Control;
+use crate::door::Door;
 use crate::home::{Home, Secret};
 use crate::lease::Leaseholder;
 use crate::lock::Lock;
 use crate::membership::Joined;
 use crate::output::Output;
+use crate::ports::Ports;
 use crate::runtime::{Entry, Runtime, Start};
 use crate::server::{Caller, Server};
 use crate::state::{Identity, State};
 use crate::traffic::Traffic;
+use crate::volume::Volume;
 use crate::wasm_http::Limits;
 use crate::wasm_http::neighbors::Neighbors;
-use crate::{Error, artifact, membership, runtime, secrets};
+use crate::{Error, artifact, idle, membership, runtime, secrets, volume};
 
 /// Threads that serve: one app rarely needs more, and a thousand runners share the machine.
 const WORKERS: usize = 2;
@@ -156,11 +161,14 @@ struct Runner {
     output: Output,
     traffic: Traffic,
     state: Arc<State>,
+    door: Arc<Door>,
     stop: CancellationToken,
     /// The directory of this runner.
     directory: PathBuf,
     /// What serves, from when it does.
     runtime: OnceLock<Arc<dyn Runtime>>,
+    /// What the app keeps, from when it is had; behind what uses it, and so let go after that.
+    volume: OnceLock<Volume>,
 }
 
 impl Runner {
@@ -201,9 +209,11 @@ impl Runner {
                 // Before anybody can ask: a ticket is wanted.
                 state.unleased();
                 let grace = Duration::from_millis(at.outage_grace_ms);
-                Leaseholder::new(boot.of, client, grace, Arc::clone(&state))
+                Leaseholder::new(boot.of, boot.woken, client, grace, Arc::clone(&state))
             });
         let (lease, tickets) = leased.unzip();
+        let doors = boot.coordinator.as_ref().map(|at| at.doors.clone());
+        let doors = doors.unwrap_or_default();
         let runner = Self {
             state,
             boot,
@@ -213,9 +223,11 @@ impl Runner {
             neighbors,
             output,
             traffic,
+            door: Arc::default(),
             stop: CancellationToken::new(),
             directory: home.directory().to_owned(),
             runtime: OnceLock::new(),
+            volume: OnceLock::new(),
         };
         let control = Arc::new(Control {
             secret,
@@ -223,7 +235,9 @@ impl Runner {
             traffic: runner.traffic.clone(),
             peers,
             coordinator,
+            doors: Mutex::new(doors),
             tickets,
+            door: Arc::clone(&runner.door),
             stop: runner.stop.clone(),
         });
         let serving = control.serve(listener, runner.tasks.clone());
@@ -281,34 +295,44 @@ impl Runner {
 
     /// Gets the lease, if there is a coordinator, and serves the app for as long as it is kept.
     async fn serve(&self) -> Ended {
+        let leased = CancellationToken::new();
         let Some(lease) = &self.lease else {
-            return Ended::Failed(self.serve_app().await);
+            leased.cancel();
+            return Ended::Failed(self.serve_app(&leased).await);
         };
-        let until = match lease.obtain().await {
-            Ok(until) => until,
-            Err(failure) => return Ended::Failed(failure),
+        let holding = async {
+            match lease.obtain().await {
+                Ok(until) => {
+                    tracing::info!("leased");
+                    leased.cancel();
+                    Ended::Unleased(lease.keep(until).await)
+                }
+                Err(failure) => Ended::Failed(failure),
+            }
         };
-        tracing::info!("leased");
         tokio::select! {
-            failure = self.serve_app() => Ended::Failed(failure),
-            failure = lease.keep(until) => Ended::Unleased(failure),
+            failure = self.serve_app(&leased) => Ended::Failed(failure),
+            ended = holding => ended,
         }
     }
 
-    /// Starts the app and serves it. Returns only if it cannot be served.
-    async fn serve_app(&self) -> Failure {
+    /// Starts the app and serves it: those who come through the doorbell at once, all others once it is `leased`.
+    /// Returns only if it cannot be served.
+    async fn serve_app(&self, leased: &CancellationToken) -> Failure {
+        if !self.starts_alone() {
+            leased.cancelled().await;
+        }
         let failure = match self.start().await {
-            Ok((runtime, listener)) => {
-                if self.state.ready() {
-                    tracing::info!("ready");
-                }
+            Ok(runtime) => {
                 let server = Server::new(Arc::clone(&runtime), self.traffic.clone());
+                let ports = self.boot.run.ports.clone();
+                let (traffic, tasks) = (self.traffic.clone(), self.tasks.clone());
+                let attach = Attach::new(Arc::clone(&runtime), traffic, tasks);
+                let raw = self.raw_ports(&runtime);
+                self.door.open(server.clone(), raw, ports, attach.clone());
                 tokio::select! {
                     failure = self.ended(&*runtime) => failure,
-                    () = self.accept(server, listener) => {
-                        // Drained: the supervisor says when to end.
-                        std::future::pending::<Failure>().await
-                    }
+                    failure = self.listen(server, attach, leased) => failure,
                 }
             }
             Err(failure) => failure,
@@ -316,6 +340,68 @@ impl Runner {
         Failure {
             detail: shortened(failure.detail),
             ..failure
+        }
+    }
+
+    /// Whether the app can be started before anybody knows this runner: its instance has its place, and nothing
+    /// that it needs is asked for over the mesh.
+    fn starts_alone(&self) -> bool {
+        let Boot {
+            woken, run, store, ..
+        } = &self.boot;
+        *woken && run.secrets.is_empty() && store.starts_with("file:")
+    }
+
+    /// Serves on the app's addresses. Returns only if it cannot.
+    async fn listen(&self, server: Server, attach: Attach, leased: &CancellationToken) -> Failure {
+        leased.cancelled().await;
+        let listener = match self.mesh.listen(APP_PORT) {
+            Ok(listener) => listener,
+            Err(error) => {
+                return Failure {
+                    reason: FailureReason::Spawn,
+                    detail: chain(&error).to_string(),
+                };
+            }
+        };
+        if let Err(failure) = self.open_ports(server.runtime(), attach) {
+            return failure;
+        }
+        if self.state.ready() {
+            tracing::info!("ready");
+        }
+        tokio::select! {
+            () = self.accept(server, listener) => {}
+            never = self.notice_idleness() => match never {},
+        }
+        // Drained: the supervisor says when to end.
+        std::future::pending().await
+    }
+
+    fn raw_ports(&self, runtime: &Arc<dyn Runtime>) -> Ports {
+        Ports {
+            runtime: Arc::clone(runtime),
+            traffic: self.traffic.clone(),
+            tasks: self.tasks.clone(),
+        }
+    }
+
+    /// Takes raw connections, and commands of nodes.
+    fn open_ports(&self, runtime: &Arc<dyn Runtime>, attach: Attach) -> Result<(), Failure> {
+        let ports = self.raw_ports(runtime);
+        ports.open(&self.mesh, &self.boot.run.ports)?;
+        attach.open(&self.mesh).map_err(|error| Failure {
+            reason: FailureReason::Spawn,
+            detail: chain(&error).to_string(),
+        })
+    }
+
+    async fn notice_idleness(&self) -> Infallible {
+        match self.boot.run.idle_after_ms {
+            Some(after) => {
+                idle::watch(&self.traffic, &self.state, Duration::from_millis(after)).await
+            }
+            None => std::future::pending().await,
         }
     }
 
@@ -328,7 +414,7 @@ impl Runner {
         failure
     }
 
-    async fn start(&self) -> Result<(Arc<dyn Runtime>, Listener), Failure> {
+    async fn start(&self) -> Result<Arc<dyn Runtime>, Failure> {
         let (uses, vault) = (&self.boot.run.secrets, self.boot.vault);
         let secrets = secrets::fetch(uses, vault, &self.mesh, &self.tasks).await?;
         self.state.has_secrets(secrets.versions().clone());
@@ -341,10 +427,13 @@ impl Runner {
             }
         };
         drop(store);
+        let volume = self.volume().await?;
         let runtime = runtime::start(Start {
             run: self.boot.run.clone(),
             of: self.boot.of,
             engine: self.boot.engine.clone(),
+            microvms: self.boot.microvms.clone(),
+            cache: self.boot.cache.clone(),
             directory: self.directory.clone(),
             secrets,
             entry,
@@ -352,16 +441,24 @@ impl Runner {
             tasks: self.tasks.clone(),
             limits: Limits::DEFAULT,
             neighbors: self.neighbors.clone(),
+            volume,
         })
         .await?;
         // It may be the store's own, elsewhere; ours is not needed any more.
         let _ = tokio::fs::remove_file(&scratch).await;
-        let runtime = self.runtime.get_or_init(|| runtime);
-        let listener = self.mesh.listen(APP_PORT).map_err(|error| Failure {
-            reason: FailureReason::Spawn,
-            detail: chain(&error).to_string(),
-        })?;
-        Ok((Arc::clone(runtime), listener))
+        Ok(Arc::clone(self.runtime.get_or_init(|| runtime)))
+    }
+
+    /// Has the app's volume, if it has one, for as long as this lives.
+    async fn volume(&self) -> Result<Option<PathBuf>, Failure> {
+        let Some(volume) = volume::take(&self.boot, &self.directory).await? else {
+            return Ok(None);
+        };
+        let volume = self.volume.get_or_init(|| volume);
+        for notice in volume.notices() {
+            self.output.platform(&format!("tabbify: {notice}")).await;
+        }
+        Ok(Some(volume.place().to_owned()))
     }
 
     /// Takes connections until the runner drains, and then those that were let in before; dropping the
@@ -402,6 +499,7 @@ impl Runner {
     /// Tells everybody who may ask, and stays until somebody has.
     async fn fail(&self, failure: Failure, terminated: &CancellationToken) -> End {
         self.state.failed(failure.clone());
+        self.door.shut(&failure.detail);
         let line = format!("tabbify: cannot start: {}", failure.detail);
         self.output.platform(&line).await;
         tokio::select! {

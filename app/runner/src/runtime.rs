@@ -1,18 +1,23 @@
 //! What runs an app: one trait, one module per runtime.
 
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
-use tabbify_api::runner::{Boot, Failure};
+use tabbify_api::attach::CommandLine;
+use tabbify_api::runner::{Boot, Failure, MicroVms};
 use tabbify_api::{BoxFuture, ErrorCode};
+use tabbify_process::connect::Stream;
 use tabbify_process::{Tasks, chain};
 use tabbify_types::event::v1::{FailureReason, InstanceRef, RunConfig, RuntimeKind};
+use tokio::sync::mpsc;
 
 use crate::docker::Docker;
+use crate::microvm::Microvm;
 use crate::output::Output;
 use crate::secrets::Secrets;
 use crate::traffic::Permit;
@@ -76,6 +81,29 @@ pub trait Runtime: Send + Sync + fmt::Debug {
         permit: Permit,
     ) -> BoxFuture<'_, Result<http::Response<Body>, RequestError>>;
 
+    /// Connects to a TCP port of the app.
+    ///
+    /// # Errors
+    /// Those of connecting; a runtime whose apps have no ports says so.
+    fn dial(&self, _port: u16) -> BoxFuture<'_, io::Result<Box<dyn Stream>>> {
+        let error = io::Error::new(io::ErrorKind::Unsupported, "it has no ports");
+        Box::pin(std::future::ready(Err(error)))
+    }
+
+    /// Runs a command beside the app, as its user, with its variables; its exit code. The command waits while
+    /// nobody takes its output, and is ended when this is dropped, or the receiver of the output is.
+    ///
+    /// # Errors
+    /// Why it was not run, for people.
+    fn exec(
+        &self,
+        _command: Vec<String>,
+        _output: mpsc::Sender<CommandLine>,
+    ) -> BoxFuture<'_, Result<i64, String>> {
+        let why = "a component has no commands: there is no program and no shell beside it";
+        Box::pin(std::future::ready(Err(why.to_owned())))
+    }
+
     /// Returns why what runs the app has ended.
     fn ended(&self) -> BoxFuture<'_, Failure> {
         Box::pin(std::future::pending())
@@ -107,6 +135,10 @@ pub struct Start {
     pub of: InstanceRef,
     /// The container engine's address; without, the usual one.
     pub engine: Option<String>,
+    /// What microVMs are made of; without, there are none.
+    pub microvms: Option<MicroVms>,
+    /// Where what is made of images is kept, for all runners of the machine.
+    pub cache: PathBuf,
     /// The runner's directory: whatever makes something outside of the runner's process writes
     /// [`OUTSIDE_FILE`] there before it does.
     pub directory: PathBuf,
@@ -120,6 +152,9 @@ pub struct Start {
     pub limits: Limits,
     /// Other apps, by name.
     pub neighbors: Neighbors,
+    /// What it keeps, if `run` names a volume: for a component a directory that this process alone sees, for a
+    /// container a block device with an ext4 or a directory, for a microVM a file with an ext4.
+    pub volume: Option<PathBuf>,
 }
 
 /// Starts the runtime that the version asks for.
@@ -127,20 +162,18 @@ pub struct Start {
 /// # Errors
 /// Why this version cannot run, for the deploy to show.
 pub async fn start(start: Start) -> Result<Arc<dyn Runtime>, Failure> {
-    if start.run.runtime != RuntimeKind::WasmHttp && !start.secrets.is_empty() {
-        // What an engine is told of a container, it keeps on disk.
+    if start.run.runtime == RuntimeKind::WasmHttp && start.secrets.files().next().is_some() {
         return Err(Failure {
             reason: FailureReason::Secret,
-            detail: "secrets reach components only, so far: take [secrets] out".into(),
+            detail:
+                "a component gets secrets as variables only: write VARIABLE = \"name\" in [secrets]"
+                    .into(),
         });
     }
     match start.run.runtime {
-        RuntimeKind::WasmHttp => Ok(Arc::new(WasmHttp::start(start).await?)),
-        RuntimeKind::Docker => Ok(Arc::new(Docker::start(start).await?)),
-        RuntimeKind::Firecracker => Err(Failure {
-            reason: FailureReason::Spawn,
-            detail: "this runner runs no microVMs. Remove [runtime] type".into(),
-        }),
+        RuntimeKind::WasmHttp => Ok(Arc::new(Box::pin(WasmHttp::start(start)).await?)),
+        RuntimeKind::Docker => Ok(Arc::new(Box::pin(Docker::start(start)).await?)),
+        RuntimeKind::Firecracker => Ok(Arc::new(Box::pin(Microvm::start(start)).await?)),
     }
 }
 
@@ -157,7 +190,8 @@ pub async fn clean(directory: &Path, boot: &Boot) -> Result<(), String> {
     }
     let (of, engine) = (boot.of, boot.engine.as_deref());
     match boot.run.runtime {
-        RuntimeKind::WasmHttp | RuntimeKind::Firecracker => Ok(()),
+        RuntimeKind::WasmHttp => Ok(()),
+        RuntimeKind::Firecracker => crate::microvm::reap(directory).await,
         RuntimeKind::Docker => {
             let reaped = crate::docker::reap(of, engine).await;
             reaped.map(drop).map_err(|error| chain(&error).to_string())

@@ -22,6 +22,8 @@ use zeroize::Zeroizing;
 
 use crate::to_service::Dial;
 
+/// Where secrets are files, in containers and microVMs: memory that is gone with the instance.
+pub const SECRETS_DIRECTORY: &str = tabbify_guest_init::enter::SECRETS_DIRECTORY;
 /// LIMIT: attempts to fetch them.
 const ATTEMPTS_MAX: u32 = 8;
 /// The pause before the next attempt, at first and at most; doubles with each.
@@ -34,6 +36,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(20);
 #[derive(Clone, Default)]
 pub struct Secrets {
     variables: Arc<Vec<(String, Zeroizing<String>)>>,
+    files: Arc<Vec<(SecretName, Zeroizing<Vec<u8>>)>>,
     versions: BTreeMap<SecretName, SecretVersion>,
 }
 
@@ -42,6 +45,13 @@ impl Secrets {
     pub fn variables(&self) -> impl Iterator<Item = (&str, &str)> {
         let variables = self.variables.iter();
         variables.map(|(variable, value)| (variable.as_str(), value.as_str()))
+    }
+
+    /// What is to be a file in [`SECRETS_DIRECTORY`]: the name of each and its content. The variables that
+    /// name them are among [`variables`](Self::variables).
+    pub fn files(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        let files = self.files.iter();
+        files.map(|(name, content)| (name.as_str(), content.as_slice()))
     }
 
     /// Which version of each secret they are.
@@ -53,7 +63,7 @@ impl Secrets {
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.variables.is_empty()
+        self.variables.is_empty() && self.files.is_empty()
     }
 
     /// What `uses` asks for, out of what the vault gave.
@@ -75,15 +85,17 @@ impl Secrets {
             ));
         }
         let mut variables = Vec::with_capacity(uses.len());
+        let mut files = BTreeMap::new();
         for (variable, used) in uses {
             let name = &used.name;
-            if used.delivery == SecretDelivery::File {
-                return Err(failure(format!(
-                    "secret \"{name}\" is wanted as a file, which no runtime here can give. Write \
-                     {variable} = \"{name}\" in [secrets]"
-                )));
-            }
             let value = given.get(name).map(|value| value.reveal());
+            if used.delivery == SecretDelivery::File {
+                let content = Zeroizing::new(value.unwrap_or_default().to_vec());
+                files.insert(name.clone(), content);
+                let path = format!("{SECRETS_DIRECTORY}/{name}");
+                variables.push((format!("{variable}_FILE"), Zeroizing::new(path)));
+                continue;
+            }
             let text = value.and_then(|value| std::str::from_utf8(value).ok());
             let text = text.filter(|text| !text.contains('\0'));
             let text = text.ok_or_else(|| {
@@ -96,6 +108,7 @@ impl Secrets {
         }
         Ok(Self {
             variables: Arc::new(variables),
+            files: Arc::new(files.into_iter().collect()),
             versions,
         })
     }
@@ -252,7 +265,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_given_is_said_without_the_value() {
-        let (env, file) = (SecretDelivery::Env, SecretDelivery::File);
+        let env = SecretDelivery::Env;
         let check = |uses: &BTreeMap<String, SecretUse>, given: Release, part: &str| {
             let refused = Secrets::new(uses, given).unwrap_err();
             assert_eq!(refused.reason, FailureReason::Secret);
@@ -273,8 +286,20 @@ mod tests {
         check(&one, release(&[("other", b"sekrit")]), "has not given");
         let more = release(&[("key", b"a"), ("other", b"sekrit")]);
         check(&one, more, "has not given");
-        let as_file = uses(&[("A", "key", file)]);
-        check(&as_file, release(&[("key", b"sekrit")]), "as a file");
+    }
+
+    #[test]
+    fn files_are_any_bytes_and_their_names_are_variables() {
+        let (env, file) = (SecretDelivery::Env, SecretDelivery::File);
+        let uses = uses(&[("A", "key", file), ("B", "key", file), ("C", "other", env)]);
+        let given = release(&[("key", b"sekrit\0\xff"), ("other", b"x")]);
+        let secrets = Secrets::new(&uses, given).unwrap();
+        let files: Vec<_> = secrets.files().collect();
+        assert_eq!(files, [("key", &b"sekrit\0\xff"[..])]);
+        let variables: Vec<_> = secrets.variables().collect();
+        let path = "/run/secrets/key";
+        assert_eq!(variables, [("A_FILE", path), ("B_FILE", path), ("C", "x")]);
+        assert!(!format!("{secrets:?}").contains("sekrit"));
     }
 
     #[test]

@@ -20,6 +20,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tabbify_api::ErrorCode;
 use tabbify_api::apps::{ERROR_HEADER, USER_HEADER, is_platform_header};
+use tabbify_api::runner::Visitor;
 use tabbify_process::chain;
 use tabbify_types::{AppId, AppUla, InstanceUla};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -60,6 +61,12 @@ impl Caller {
         Self::at(*incoming.remote.ip(), incoming.is_node)
     }
 
+    /// Who came through the machine's doorbell.
+    #[must_use]
+    pub fn visitor(visitor: &Visitor) -> Self {
+        Self::at(*visitor.remote.ip(), visitor.is_node)
+    }
+
     /// By the inner address, and whether the platform calls whoever has it a node.
     fn at(address: Ipv6Addr, is_node: bool) -> Self {
         if InstanceUla::try_from(address).is_ok() {
@@ -95,18 +102,33 @@ pub struct Server {
     runtime: Arc<dyn Runtime>,
     traffic: Traffic,
     caller: Caller,
+    /// Whether a connection is for one request.
+    once: bool,
 }
 
 impl Server {
     /// A server for the app that `runtime` runs. Until it is said who calls, nobody's word counts.
     #[must_use]
     pub fn new(runtime: Arc<dyn Runtime>, traffic: Traffic) -> Self {
-        let caller = Caller::Other;
         Self {
             runtime,
             traffic,
-            caller,
+            caller: Caller::Other,
+            once: false,
         }
+    }
+
+    /// The same for one request a connection: who came through the machine's doorbell comes directly the next
+    /// time.
+    #[must_use]
+    pub fn once(self) -> Self {
+        Self { once: true, ..self }
+    }
+
+    /// What runs the app.
+    #[must_use]
+    pub const fn runtime(&self) -> &Arc<dyn Runtime> {
+        &self.runtime
     }
 
     /// The same for connections of this caller.
@@ -131,7 +153,7 @@ impl Server {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let (closing, cut) = (self.traffic.closing().clone(), self.traffic.cut().clone());
-        let begun = CancellationToken::new();
+        let (begun, keeps) = (CancellationToken::new(), !self.once);
         let service = service_fn(|request| {
             begun.cancel();
             let this = self.clone();
@@ -148,6 +170,7 @@ impl Server {
             .timer(TokioTimer::new())
             .header_read_timeout(IDLE_MAX)
             .max_buf_size(BUFFER_LEN_MAX)
+            .keep_alive(keeps)
             .serve_connection(TokioIo::new(stream), service)
             .with_upgrades();
         let mut connection = std::pin::pin!(connection);

@@ -1,13 +1,14 @@
 //! Where the runner stands, as the control socket tells it.
 //!
 //! ```text
-//! Unleased ⇄ Starting ─▶ Ready ─▶ Draining
-//!                └─────▶ Failed        (from Starting, too: a drain may come at any time)
+//! Unleased ⇄ Starting ─▶ Ready ⇄ Idle ─▶ Draining
+//!                └─────▶ Failed             (from all the others, too: a drain may come at any time)
 //! ```
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tabbify_api::runner::{Failure, StateName, Status};
@@ -40,6 +41,8 @@ pub struct State {
     traffic: Traffic,
     secrets: OnceLock<BTreeMap<SecretName, SecretVersion>>,
     stage: watch::Sender<(StateName, Option<Failure>)>,
+    /// Requests that had been served when it was last said to be idle.
+    idle_since: AtomicU64,
 }
 
 impl State {
@@ -51,6 +54,7 @@ impl State {
             traffic,
             secrets: OnceLock::new(),
             stage: watch::Sender::new((StateName::Starting, None)),
+            idle_since: AtomicU64::new(0),
         }
     }
 
@@ -83,6 +87,26 @@ impl State {
     /// The app can be served. Says whether that is news: a runner that drains stays so.
     pub fn ready(&self) -> bool {
         self.move_on(StateName::Ready, None, |from| from == StateName::Starting)
+    }
+
+    /// The app has had nothing to do for a while, since it had served `total` requests.
+    pub fn idle(&self, total: u64) {
+        self.idle_since.store(total, Ordering::Relaxed);
+        self.move_on(StateName::Idle, None, |from| from == StateName::Ready);
+    }
+
+    /// The app has something to do again.
+    pub fn busy(&self) {
+        self.move_on(StateName::Ready, None, |from| from == StateName::Idle);
+    }
+
+    /// No more requests are taken, if there is nothing to do still. Says whether that is so.
+    pub fn sleeping(&self) -> bool {
+        let total = self.idle_since.load(Ordering::Relaxed);
+        // INVARIANT: a request that has begun is not drained: whoever says that it is busy again may be late.
+        self.traffic.still(total, || {
+            self.move_on(StateName::Draining, None, |from| from == StateName::Idle)
+        })
     }
 
     /// No more requests are taken.
@@ -138,13 +162,24 @@ impl State {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use tabbify_types::event::v1::FailureReason;
     use tabbify_types::{AppId, InstanceId};
 
     use super::*;
 
     fn state() -> State {
+        counting(Traffic::new(1))
+    }
+
+    /// That of a runner that is ready and counts so.
+    pub(crate) fn ready(traffic: &Traffic) -> State {
+        let state = counting(traffic.clone());
+        assert!(state.ready());
+        state
+    }
+
+    fn counting(traffic: Traffic) -> State {
         let identity = Identity {
             of: InstanceRef {
                 app: AppId::mint(),
@@ -154,7 +189,37 @@ mod tests {
             key: MeshKey([1; 32]),
             underlay: ([127, 0, 0, 1], 1).into(),
         };
-        State::new(identity, Traffic::new(1))
+        State::new(identity, traffic)
+    }
+
+    #[test]
+    fn who_is_idle_may_go_to_sleep_and_nobody_else() {
+        let state = state();
+        state.idle(0);
+        assert!(!state.sleeping(), "it is not ready yet");
+        assert!(state.ready());
+        assert!(!state.sleeping());
+        state.idle(0);
+        state.busy();
+        assert!(!state.sleeping(), "it has something to do again");
+        state.idle(0);
+        assert!(state.sleeping() && !state.sleeping(), "once");
+        state.busy();
+        assert!(state.is_draining());
+    }
+
+    #[test]
+    fn who_has_begun_anything_does_not_go_to_sleep() {
+        let traffic = Traffic::new(9);
+        let state = ready(&traffic);
+        state.idle(0);
+        // Nobody has noticed yet that there is something to do.
+        let work = traffic.begin();
+        assert!(!state.sleeping(), "it is under way");
+        drop(work);
+        assert!(!state.sleeping(), "it was");
+        state.idle(1);
+        assert!(state.sleeping());
     }
 
     #[test]

@@ -109,6 +109,23 @@ impl Traffic {
         *self.counts.borrow()
     }
 
+    /// The counts, as they change.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<Counts> {
+        self.counts.subscribe()
+    }
+
+    /// Does `then` before anything else begins, if nothing is under way and nothing has begun since `total` were
+    /// counted. Says whether that is so, and what `then` says of itself.
+    pub fn still(&self, total: u64, then: impl FnOnce() -> bool) -> bool {
+        let mut done = false;
+        self.counts.send_if_modified(|counts| {
+            done = counts.active == 0 && counts.total == total && then();
+            false
+        });
+        done
+    }
+
     /// Whether no connection is to be kept for another request: every answer says so.
     #[must_use]
     pub fn is_leaving(&self) -> bool {

@@ -10,21 +10,26 @@
 //! `answered` signal (the caller has everything; or has gone, if it is dropped), and the verdict,
 //! which is set before the body can end.
 
+mod aot;
 mod body;
 mod compile;
 mod epoch;
+mod exchange;
 mod failure;
 mod guest;
 mod memory;
 mod meter;
 pub mod neighbors;
+mod world;
 
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use http_body_util::BodyExt as _;
 use tabbify_api::runner::Failure;
 use tabbify_api::{BoxFuture, ErrorCode};
+use tabbify_egress::Client;
 use tabbify_process::{Importance, Tasks};
 use tabbify_types::event::v1::{FailureReason, RunConfig};
 use tokio::sync::oneshot;
@@ -43,6 +48,7 @@ use self::guest::{Egress, Guest};
 use self::memory::{Memory, Pot};
 use self::meter::{Meter, Metered};
 use self::neighbors::Neighbors;
+use crate::egress;
 use crate::output::Output;
 use crate::runtime::{Body, Entry, RequestError, Runtime, Start};
 use crate::secrets::Secrets;
@@ -84,11 +90,14 @@ type Head = Result<hyper::Response<HyperOutgoingBody>, GuestError>;
 pub struct WasmHttp {
     app: ProxyPre<Guest>,
     run: RunConfig,
+    /// The directory of the app's volume, and where the app sees it.
+    volume: Option<(PathBuf, String)>,
     secrets: Secrets,
     output: Output,
     tasks: Tasks,
     limits: Limits,
     neighbors: Neighbors,
+    client: Client,
     pot: Arc<Pot>,
     ticker: Ticker,
 }
@@ -111,8 +120,14 @@ impl WasmHttp {
             reason: FailureReason::Spawn,
             detail,
         };
+        let client = Client::new(egress::guard(&start.run.egress)?);
         let Start {
-            run, entry, limits, ..
+            run,
+            entry,
+            limits,
+            cache,
+            volume,
+            ..
         } = start;
         let Entry::Memory(entry) = entry else {
             return Err(here("a component is compiled in memory".to_owned()));
@@ -120,7 +135,8 @@ impl WasmHttp {
         let compiling = tokio::task::spawn_blocking(move || {
             let engine = compile::engine(limits.requests)
                 .map_err(|error| here(format!("wasm cannot run on this machine: {error:#}")))?;
-            let app = compile::prepare(&engine, &run, &entry)?;
+            let cache = compile::cache(&cache);
+            let app = compile::prepare(&engine, &run, &entry, cache.as_ref())?;
             let ticker = Ticker::start(&engine)
                 .map_err(|error| here(format!("no thread for the epoch: {error}")))?;
             Ok((app, ticker, run))
@@ -131,12 +147,14 @@ impl WasmHttp {
         Ok(Self {
             app,
             pot: Arc::new(Pot::new(run.memory.bytes())),
+            volume: volume.zip(run.volume.as_ref().map(|used| used.mount.clone())),
             run,
             secrets: start.secrets,
             output: start.output,
             tasks: start.tasks,
             limits,
             neighbors: start.neighbors,
+            client,
             ticker,
         })
     }
@@ -150,7 +168,7 @@ impl WasmHttp {
         let line = format!("{} {}", request.method(), request.uri().path());
         let bodiless_request = request.method() == http::Method::HEAD;
         let meter = Arc::new(Meter::new(self.limits.cpu));
-        let mut store = self.store(&meter);
+        let mut store = self.store(&meter)?;
         let (head, head_there) = oneshot::channel();
         let handles = hand_over(&mut store, request, &meter, head)?;
         let (answered, caller) = oneshot::channel();
@@ -211,13 +229,22 @@ impl WasmHttp {
     }
 
     /// A store with its limits, in which nothing runs yet.
-    fn store(&self, meter: &Arc<Meter>) -> Store<Guest> {
+    fn store(&self, meter: &Arc<Meter>) -> Result<Store<Guest>, RequestError> {
         let memory = Memory::new(Arc::clone(&self.pot), self.run.memory.bytes());
-        let egress = Egress::new(&self.output, &self.neighbors, meter);
+        let egress = Egress::new(&self.output, &self.neighbors, &self.client, meter);
         let variables = self.run.env.iter();
         let variables = variables.map(|(name, value)| (name.as_str(), value.as_str()));
         let variables = variables.chain(self.secrets.variables());
-        let guest = Guest::new(variables, &self.output, memory, egress);
+        let volume = self.volume.as_ref();
+        let volume = volume.map(|(directory, mount)| (directory.as_path(), mount.as_str()));
+        let guest = Guest::new(variables, volume, &self.output, memory, egress);
+        let guest = guest.map_err(|error| {
+            tracing::error!(
+                error = format!("{error:#}"),
+                "the app's volume cannot be given"
+            );
+            failure::internal()
+        })?;
         let mut store = Store::new(self.app.engine(), guest);
         store.limiter(|guest| &mut guest.memory);
         store.set_hostcall_fuel(HOSTCALL_LEN_MAX);
@@ -230,7 +257,7 @@ impl WasmHttp {
             let turn = Box::pin(tokio::task::yield_now());
             Ok(UpdateDeadline::YieldCustom(1, turn))
         });
-        store
+        Ok(store)
     }
 
     /// Runs a guest to its end, or until its caller has gone.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::Signal;
+use tabbify_api::doorbell::DoorAsk;
 use tabbify_api::log::{Append, AppendError, EventLog};
 use tabbify_api::runner::Boot;
 use tabbify_process::chain;
@@ -32,6 +33,9 @@ const STOP_WITHIN: Duration = Duration::from_secs(10);
 const KILL_WITHIN: Duration = Duration::from_secs(10);
 /// LIMIT: how long removing a dead runner's container may take.
 const CLEAN_WITHIN: Duration = Duration::from_secs(120);
+/// How often the coordinator is asked whether it has read that an instance is idle, and the pause between.
+const TELL_ATTEMPTS: usize = 40;
+const TELL_AGAIN: Duration = Duration::from_millis(50);
 /// LIMIT: processes being started or ended at once.
 const ACTIONS_MAX: usize = 32;
 
@@ -42,6 +46,15 @@ pub(crate) struct Hands {
     pub(crate) log: Arc<dyn EventLog>,
     reports: Segment,
     permits: Semaphore,
+}
+
+/// Why a process is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Because {
+    /// Its instance was placed here.
+    Placed,
+    /// Its instance is asleep, and somebody waits for it.
+    Wanted,
 }
 
 /// What came of a spawn.
@@ -114,12 +127,25 @@ impl Hands {
         pass(Point::BeforeIntent);
         self.report(placed, &[Report::Starting]).await?;
         pass(Point::Intended);
+        self.start(placed, Because::Placed).await
+    }
+
+    /// A process for an instance that is asleep: it has its place, and nobody needs to be asked or told first.
+    pub(crate) async fn wake(&self, placed: &Placed) -> Result<Spawned, Error> {
+        pass(Point::BeforeWake);
+        self.start(placed, Because::Wanted).await
+    }
+
+    async fn start(&self, placed: &Placed, because: Because) -> Result<Spawned, Error> {
         let _permit = self.permits.acquire().await;
         let dir = self.dir(InstanceRef {
             app: placed.app.app,
             instance: placed.app.instance,
         });
-        let boot = self.boot(placed);
+        let boot = Boot {
+            woken: because == Because::Wanted,
+            ..self.boot(placed)
+        };
         let prepared = {
             let dir = dir.clone();
             tokio::task::spawn_blocking(move || dir.prepare(&boot)).await
@@ -127,7 +153,10 @@ impl Hands {
         match prepared.unwrap_or_else(|panic| Err(io::Error::other(panic))) {
             Ok(Some(prepared)) => match exec(&self.config.runner, &dir, prepared) {
                 Ok(child) => {
-                    pass(Point::Spawned);
+                    pass(match because {
+                        Because::Placed => Point::Spawned,
+                        Because::Wanted => Point::Woken,
+                    });
                     Ok(Spawned::Child(child))
                 }
                 Err(error) => Ok(Spawned::Never(chain(&error).to_string())),
@@ -163,7 +192,9 @@ impl Hands {
             vault: self.config.vault,
             logs: self.config.logs_dir(of),
             cache: self.config.cache_dir(),
+            volumes: Some(self.config.volumes_dir()),
             engine: self.config.engine.clone(),
+            microvms: self.config.microvms.clone(),
             underlay: self.config.underlay,
             peers: self.config.peers.clone(),
             coordinator: self
@@ -171,8 +202,37 @@ impl Hands {
                 .identity
                 .as_ref()
                 .map(crate::Identity::coordinator),
+            woken: false,
             secret: Secret::mint().to_text(),
         }
+    }
+
+    /// Makes sure that callers of an idle instance are sent to the doorbell.
+    pub(crate) async fn tell(&self, of: InstanceRef) -> Result<(), Error> {
+        pass(Point::BeforeTold);
+        let doors = self.config.doors.as_ref().ok_or(Error::NotTold)?;
+        for _ in 0..TELL_ATTEMPTS {
+            let said = doors.ask(DoorAsk { of, guest: None }).await;
+            if said.map_err(Error::Door)?.is_idle {
+                pass(Point::Told);
+                return Ok(());
+            }
+            sleep(TELL_AGAIN).await;
+        }
+        Err(Error::NotTold)
+    }
+
+    /// Lets an idle runner take no more requests. One that has something to do again goes on.
+    pub(crate) async fn sleep(&self, of: InstanceRef, deadline: Duration) -> Result<Drain, Error> {
+        pass(Point::BeforeSleep);
+        let mut connection = Connection::open(&self.dir(of)).await?;
+        Ok(match connection.sleep(deadline).await? {
+            Some((finished, cut)) => {
+                pass(Point::Asleep);
+                Drain::Done { finished, cut }
+            }
+            None => Drain::Untried,
+        })
     }
 
     /// Drains a runner. One that cannot be drained is no error: it is stopped next.
@@ -206,7 +266,8 @@ impl Hands {
         let dir = self.dir(of);
         let path = dir.path().to_owned();
         pass(Point::BeforeRemove);
-        clean(&self.config.runner, &dir).await?;
+        let engine = self.config.engine.as_deref();
+        clean(&self.config.runner, &dir, engine).await?;
         let removed = tokio::task::spawn_blocking(move || dir.remove()).await;
         removed
             .unwrap_or_else(|panic| Err(io::Error::other(panic)))
@@ -218,14 +279,22 @@ impl Hands {
 
 /// Removes what the dead runner of an image left in its engine: a container outlives who started it. The
 /// runner program does that, which knows engines.
-async fn clean(program: &Path, dir: &RunnerDir) -> Result<(), Error> {
-    // Without a boot document nothing was ever started.
-    if !dir.boot().is_ok_and(|boot| boot.run.image.is_some()) {
-        return Ok(());
+async fn clean(program: &Path, dir: &RunnerDir, engine: Option<&str>) -> Result<(), Error> {
+    match dir.boot() {
+        Ok(boot) if boot.run.image.is_none() => return Ok(()),
+        Ok(_) => {}
+        // Without a boot document nothing was ever started.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        // One that cannot be read says nothing of what was: that is looked for by the instance's name.
+        Err(error) => {
+            let path = dir.path().display();
+            tracing::warn!(%path, %error, "a boot document cannot be read; what it started is looked for");
+        }
     }
     let cleaning = Command::new(program)
         .arg("--clean")
         .arg(dir.path())
+        .args(engine)
         .env_clear()
         .stdin(Stdio::null())
         .stdout(Stdio::null())

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use tabbify_api::runner::MicroVms;
 use tabbify_types::event::v1::Capability;
 use tokio::process::Command;
 use tokio::time::timeout;
@@ -15,11 +16,24 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 const LINE_LEN_MAX: usize = 200;
 
 /// Tries every runtime with the `tabbify-runner` program, which speaks to the container engine at `engine`
-/// (without, at the usual socket); each answer says what was seen.
-pub async fn probe_capabilities(runner: &Path, engine: Option<&str>) -> Vec<Capability> {
+/// (without, at the usual socket), and makes microVMs of `microvms`; each answer says what was seen.
+pub async fn probe_capabilities(
+    runner: &Path,
+    engine: Option<&str>,
+    microvms: Option<&MicroVms>,
+) -> Vec<Capability> {
     let named = |error: io::Error| format!("{}: {error}", runner.display());
     let probe = ["--probe-docker"].into_iter().chain(engine);
-    let (version, docker) = tokio::join!(ask(runner, ["--version"]), ask(runner, probe));
+    // Plain data in memory: this does not fail.
+    let made_of = microvms.and_then(|made_of| serde_json::to_string(made_of).ok());
+    let machines = async {
+        match &made_of {
+            Some(made_of) => Some(ask(runner, ["--probe-microvms", made_of]).await),
+            None => None,
+        }
+    };
+    let (version, docker, machines) =
+        tokio::join!(ask(runner, ["--version"]), ask(runner, probe), machines);
     let version = version.map_err(named).and_then(|said| match said {
         Said::Yes(version) => Ok(version),
         Said::No(said, status) => {
@@ -30,14 +44,17 @@ pub async fn probe_capabilities(runner: &Path, engine: Option<&str>) -> Vec<Capa
         }
     });
     // One that is no runner of ours says anything to anything.
-    let docker = version
-        .as_ref()
-        .map_err(Clone::clone)
-        .and_then(|_| match docker {
-            Ok(Said::Yes(said)) => Ok(said),
-            Ok(Said::No(why, _)) => Err(why),
-            Err(error) => Err(named(error)),
-        });
+    let answered = |said: io::Result<Said>| match (&version, said) {
+        (Err(why), _) => Err(why.clone()),
+        (_, Ok(Said::Yes(said))) => Ok(said),
+        (_, Ok(Said::No(why, _))) => Err(why),
+        (_, Err(error)) => Err(named(error)),
+    };
+    let docker = answered(docker);
+    let machines = match machines {
+        Some(said) => answered(said),
+        None => Err("nothing says what microVMs are made of".to_owned()),
+    };
     let capability = |runtime: &str, found: Result<String, String>| Capability {
         runtime: runtime.to_owned(),
         works: found.is_ok(),
@@ -46,7 +63,7 @@ pub async fn probe_capabilities(runner: &Path, engine: Option<&str>) -> Vec<Capa
     vec![
         capability("wasm-http", version),
         capability("docker", docker),
-        capability("firecracker", Err("not supported yet".to_owned())),
+        capability("firecracker", machines),
     ]
 }
 
@@ -81,10 +98,20 @@ async fn ask<'a>(runner: &Path, words: impl IntoIterator<Item = &'a str>) -> io:
 
 #[cfg(test)]
 mod tests {
+    use tabbify_api::runner::Acceleration;
+
     use super::*;
 
     async fn check(runner: &str, works: bool, seen: &str) {
-        let found = probe_capabilities(Path::new(runner), Some("unix:///no/engine")).await;
+        let made_of = MicroVms {
+            kernel: "/no/vmlinuz".into(),
+            modules: None,
+            init: "/no/init".into(),
+            monitor: None,
+            acceleration: Acceleration::Auto,
+        };
+        let engine = Some("unix:///no/engine");
+        let found = probe_capabilities(Path::new(runner), engine, Some(&made_of)).await;
         assert_eq!(found.len(), 3);
         let wasm = found.iter().find(|it| it.runtime == "wasm-http").unwrap();
         assert_eq!(wasm.works, works, "{found:?}");

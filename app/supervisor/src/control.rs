@@ -8,7 +8,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use tabbify_api::coordinator::Spawn;
 use tabbify_api::mesh::PeerRecord;
-use tabbify_api::runner::{Answer, Boot, CONTROL_SOCKET, LINE_LEN_MAX, Request, StateName, Status};
+use tabbify_api::runner::{
+    Answer, Boot, CONTROL_SOCKET, CoordinatorAt, LINE_LEN_MAX, Request, StateName, Status, Visitor,
+};
 use tabbify_process::unix;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
@@ -56,6 +58,15 @@ impl Secret {
         hasher.update(context).update(nonce);
         hasher.finalize()
     }
+}
+
+/// What a runner makes of a visitor.
+#[derive(Debug)]
+pub(crate) enum Visited {
+    /// It is the app's from here on.
+    In(BufReader<UnixStream>),
+    /// It is not let in: why.
+    Refused(String),
 }
 
 /// A connection whose other end has proven to be the runner that was spawned here.
@@ -118,6 +129,20 @@ impl Connection {
         self.expect_done(&answer?)
     }
 
+    /// Says where the coordinator is now. A runner that is older than this request goes on with what it knows.
+    pub(crate) async fn set_coordinator(&mut self, at: CoordinatorAt) -> Result<(), Error> {
+        let said = Request::SetCoordinator { at };
+        match self.ask(&said, ANSWER_WITHIN).await? {
+            Answer::Done => Ok(()),
+            Answer::Refused { detail } => {
+                let path = self.dir.path().display();
+                tracing::warn!(%path, detail, "a runner is not told where the coordinator is");
+                Ok(())
+            }
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
     /// Gives a runner that waits for one a spawn ticket; it is starting then.
     pub(crate) async fn spawn(&mut self, ticket: Spawn) -> Result<(), Error> {
         let answer = self.ask(&Request::Spawn(ticket), ANSWER_WITHIN).await;
@@ -130,6 +155,33 @@ impl Connection {
         let within = deadline.saturating_add(ANSWER_WITHIN);
         match self.ask(&Request::Drain { deadline_ms }, within).await? {
             Answer::Drained { finished, cut } => Ok((finished, cut)),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// The same of a runner that is idle: `None` if it has something to do again, and goes on.
+    pub(crate) async fn sleep(&mut self, deadline: Duration) -> Result<Option<(u64, u64)>, Error> {
+        let deadline_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
+        let within = deadline.saturating_add(ANSWER_WITHIN);
+        match self.ask(&Request::Sleep { deadline_ms }, within).await? {
+            Answer::Drained { finished, cut } => Ok(Some((finished, cut))),
+            Answer::Refused { detail } => {
+                tracing::debug!(path = %self.dir.path().display(), detail, "it does not go to sleep");
+                Ok(None)
+            }
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// Makes the connection a visitor's, once the app can be reached, at most after `within`.
+    pub(crate) async fn visit(
+        mut self,
+        visitor: Visitor,
+        within: Duration,
+    ) -> Result<Visited, Error> {
+        match self.ask(&Request::Door(visitor), within).await? {
+            Answer::Done => Ok(Visited::In(self.stream)),
+            Answer::Refused { detail } => Ok(Visited::Refused(detail)),
             other => Err(self.unexpected(&other)),
         }
     }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use tabbify_api::fold::FollowError;
 use tabbify_api::log::AppendError;
+use tabbify_api::mesh::ResolveError;
 use tabbify_types::event::EventError;
 
 /// Why a supervisor cannot do what it was asked to.
@@ -70,6 +71,12 @@ pub enum Error {
     /// A spawn ticket cannot be signed.
     #[error("a spawn ticket cannot be signed")]
     Ticket(#[source] tabbify_token::TokenError),
+    /// The platform does not say whether callers of an idle instance are sent to the doorbell.
+    #[error("it is not known where callers of an idle instance are sent")]
+    Door(#[source] ResolveError),
+    /// Callers of an idle instance are not sent to the doorbell yet.
+    #[error("callers of an idle instance are not sent to the doorbell yet")]
+    NotTold,
     /// A report was refused.
     #[error("a report was refused")]
     Report(#[source] AppendError),

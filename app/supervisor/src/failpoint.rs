@@ -48,11 +48,27 @@ pub enum Point {
     InstanceRemoved,
     /// Everything of it is gone, and nobody was told.
     Removed,
+    /// It is idle, and it is about to be asked whether callers are sent to the doorbell.
+    BeforeTold,
+    /// They are, and nobody was told.
+    Told,
+    /// It is about to go to sleep.
+    BeforeSleep,
+    /// It takes no new requests, and nobody was told.
+    Asleep,
+    /// Somebody rang for it, and nothing was done.
+    Rung,
+    /// A process of it is to be made, without a word.
+    BeforeWake,
+    /// The process is there, and nobody knows it.
+    Woken,
+    /// Somebody who rang is connected with it.
+    Visited,
 }
 
 impl Point {
     /// Every one.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 26] = [
         Self::BeforeIntent,
         Self::Intended,
         Self::DirectoryMade,
@@ -71,6 +87,14 @@ impl Point {
         Self::BeforeRemove,
         Self::InstanceRemoved,
         Self::Removed,
+        Self::BeforeTold,
+        Self::Told,
+        Self::BeforeSleep,
+        Self::Asleep,
+        Self::Rung,
+        Self::BeforeWake,
+        Self::Woken,
+        Self::Visited,
     ];
 }
 

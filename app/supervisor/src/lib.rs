@@ -1,12 +1,13 @@
 //! `supervisord`: what the log says must run on this machine, against what does.
 //!
-//! Plane: app. Pure control: no request and no log line of an app passes through here, and runners
-//! live on without it. Reading order: [`state`] folds the log into what is desired, [`plan`] decides,
+//! Plane: app. Pure control: no log line of an app passes through here, no request but one that wakes an app,
+//! and runners live on without it. Reading order: [`state`] folds the log into what is desired, [`plan`] decides,
 //! [`supervise`] drives, [`act`] does one thing at a time, [`watch`] holds on to one living runner;
 //! both use [`runner_dir`] (files and the lock), [`control`] (the socket) and [`pid`] (processes);
 //! [`identity`] signs the tickets that runners get their leases for; [`exit`] tells how a process ended that
 //! is not our child; [`failpoint`] is where tests end the process.
-//! [`logs`] reads what apps print; [`stop_all`] needs no supervisor.
+//! [`doorbell`] holds those who come for what is asleep, until it is awake;
+//! [`logs`] reads what apps print; [`volumes`] are what they keep; [`stop_all`] needs no supervisor.
 //!
 //! Tasks: `supervisor` (essential), and per runner a `runner-watch` and at most one
 //! `runner-action` (detached), which end with it. Channel: one bounded queue of news to the loop.
@@ -26,6 +27,7 @@ mod act;
 mod capability;
 mod config;
 mod control;
+mod doorbell;
 mod error;
 mod exit;
 #[doc(hidden)]
@@ -42,12 +44,15 @@ mod stop_all;
 mod supervise;
 mod supervisor;
 mod tracked;
+mod volumes;
 mod watch;
 
 pub use capability::probe_capabilities;
 pub use config::Config;
+pub use doorbell::{Doorbell, Guest};
 pub use error::Error;
 pub use identity::{Certificate, Identity, Whereabouts};
 pub use logs::{FileLogs, LogService};
 pub use stop_all::{StopReport, stop_all_runners};
 pub use supervisor::{Overview, Supervisor};
+pub use volumes::FileVolumes;

@@ -22,6 +22,8 @@ pub(crate) enum What {
     Seen(Life),
     /// From its watch: it cannot serve, and says why.
     Failed(Failure),
+    /// From the doorbell: somebody who rang for it is served.
+    Visited,
     /// From its action.
     Done(Result<Done, Error>),
 }
@@ -32,6 +34,8 @@ pub(crate) enum Done {
     Spawned(Spawned),
     Reported(Position),
     Drained(Drain),
+    /// Callers are sent to the doorbell.
+    Told,
     Stopped,
     Removed,
 }

@@ -20,6 +20,9 @@ const BACKOFF_MIN: Duration = Duration::from_secs(1);
 /// LIMIT: back-off, before jitter.
 const BACKOFF_MAX: Duration = Duration::from_secs(300);
 
+/// How long an idle instance is kept after callers are sent to the doorbell: one who has not heard finds it.
+const LINGER: Duration = Duration::from_secs(1);
+
 /// What is known of one instance's directory and process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Observed {
@@ -37,6 +40,12 @@ pub(crate) struct Observed {
     pub(crate) quarantined: bool,
     /// Whether an action on it is under way.
     pub(crate) busy: bool,
+    /// How long callers have been sent to the doorbell, since it is idle.
+    pub(crate) told_for: Option<Duration>,
+    /// Whether somebody waits for it at the doorbell.
+    pub(crate) is_wanted: bool,
+    /// Whether its process has served somebody who rang: it can be reached, if only so.
+    pub(crate) is_visited: bool,
 }
 
 /// Whether an instance lives: locked ⇔ alive.
@@ -63,6 +72,13 @@ pub(crate) enum Control {
     Starting,
     /// It says that it answers requests.
     Ready {
+        /// The WireGuard key that it made.
+        key: MeshKey,
+        /// The versions of the secrets that it got.
+        secrets: BTreeMap<SecretName, SecretVersion>,
+    },
+    /// The same, and that it has had nothing to do for a while.
+    Idle {
         /// The WireGuard key that it made.
         key: MeshKey,
         /// The versions of the secrets that it got.
@@ -101,6 +117,12 @@ pub(crate) enum Action {
     Report(InstanceRef, Vec<Report>),
     /// Let it finish what it has begun, for so many milliseconds.
     Drain(InstanceRef, u64),
+    /// Make sure that callers are sent to the doorbell.
+    Tell(InstanceRef),
+    /// The same as to drain, if it has nothing to do still.
+    Sleep(InstanceRef, u64),
+    /// Make a process of an instance that is asleep.
+    Wake(InstanceRef),
     /// End its process.
     Stop(InstanceRef),
     /// Remove its directory.
@@ -162,12 +184,18 @@ pub(crate) fn plan(
 fn running(of: InstanceRef, placed: &Placed, seen: Option<&Observed>, wait: Duration) -> Step {
     let report = |report| Step::Do(Action::Report(of, vec![report]));
     let Some(seen) = seen else {
-        return unborn(of, placed, wait);
+        return match placed.said.idle {
+            true => Step::Nothing,
+            false => unborn(of, placed, wait),
+        };
     };
     if let Some(detail) = &seen.unspawnable {
         let detail = detail.clone();
         let reason = FailureReason::Spawn;
         return report(Report::Failed(Failure { reason, detail }));
+    }
+    if placed.said.idle {
+        return dozing(of, placed, seen);
     }
     match &seen.life {
         Life::Unborn => unborn(of, placed, wait),
@@ -175,11 +203,14 @@ fn running(of: InstanceRef, placed: &Placed, seen: Option<&Observed>, wait: Dura
         Life::Alive(Control::Unwatched) => Step::Do(Action::Adopt(of)),
         // Reported once it has ended: then all that it printed is on disk.
         Life::Alive(Control::Failed) => Step::Do(Action::Stop(of)),
-        Life::Alive(Control::Ready { key, secrets }) if placed.said.healthy.is_none() => {
+        Life::Alive(Control::Ready { key, secrets } | Control::Idle { key, secrets })
+            if placed.said.healthy.is_none() =>
+        {
             let (key, secrets) = (*key, secrets.clone());
             let said = vec![Report::Started { key, secrets }, Report::Healthy];
             Step::Do(Action::Report(of, said))
         }
+        Life::Alive(Control::Idle { .. }) => report(Report::Idled),
         // One that has not been heard yet may have been ready for long: it is given the time to
         // say so, which its watch limits.
         Life::Alive(Control::Unreachable | Control::Starting) if placed.said.healthy.is_none() => {
@@ -191,6 +222,55 @@ fn running(of: InstanceRef, placed: &Placed, seen: Option<&Observed>, wait: Dura
         }
         // It serves, or somebody else drains it: its end will be seen.
         Life::Alive(_) => Step::Nothing,
+    }
+}
+
+/// An instance that was idle, and of which it is not said that it answers again: it goes to sleep, sleeps, or
+/// wakes up.
+fn dozing(of: InstanceRef, placed: &Placed, seen: &Observed) -> Step {
+    let report = |report| Step::Do(Action::Report(of, vec![report]));
+    let drain_ms = placed.app.run.stop_timeout_ms;
+    match &seen.life {
+        Life::Unborn if seen.is_wanted => Step::Do(Action::Wake(of)),
+        // Asleep. Of who ended otherwise than it was told, it is said: waking it again and again is no help.
+        Life::Unborn => Step::Do(Action::Remove(of)),
+        Life::Dead(end) if end.is_clean() || matches!(seen.drain, Drain::Done { .. }) => {
+            Step::Do(Action::Remove(of))
+        }
+        Life::Dead(end) => report(Report::Failed(end.failure(seen.failure.as_ref()))),
+        Life::Alive(Control::Unwatched) => Step::Do(Action::Adopt(of)),
+        Life::Alive(Control::Connecting) => Step::Nothing,
+        Life::Alive(Control::Failed) => Step::Do(Action::Stop(of)),
+        Life::Alive(Control::Ready { key, secrets }) => report(Report::Woken {
+            key: *key,
+            secrets: secrets.clone(),
+        }),
+        // It takes no more requests, and has not been heard to say so yet.
+        Life::Alive(Control::Idle { .. }) if matches!(seen.drain, Drain::Done { .. }) => {
+            Step::Do(Action::Stop(of))
+        }
+        // Whoever waits is let in, and then it is idle no more.
+        Life::Alive(Control::Idle { .. }) if seen.is_wanted => Step::Nothing,
+        Life::Alive(Control::Idle { .. }) => match seen.told_for {
+            None => Step::Do(Action::Tell(of)),
+            Some(told) => match LINGER.checked_sub(told) {
+                Some(left) if !left.is_zero() => Step::Later(left),
+                _ => Step::Do(Action::Sleep(of, drain_ms)),
+            },
+        },
+        Life::Alive(Control::Draining) if seen.drain == Drain::Untried => {
+            Step::Do(Action::Drain(of, drain_ms))
+        }
+        Life::Alive(Control::Draining) => Step::Do(Action::Stop(of)),
+        // It can be reached through the doorbell, and is waiting for its lease.
+        Life::Alive(Control::Starting) if seen.is_visited => Step::Nothing,
+        Life::Alive(Control::Unreachable | Control::Starting) => {
+            let within = Duration::from_millis(placed.app.run.healthy_within_ms);
+            match within.checked_sub(seen.starting_for) {
+                Some(left) if !left.is_zero() => Step::Later(left),
+                _ => report(Report::Failed(unhealthy(within))),
+            }
+        }
     }
 }
 
@@ -226,9 +306,10 @@ fn ending(of: InstanceRef, placed: &Placed, seen: Option<&Observed>) -> Step {
             let drained = Report::Drained { finished, cut };
             Step::Do(Action::Report(of, vec![drained]))
         }
-        (Life::Alive(Control::Ready { .. } | Control::Draining), Drain::Untried) => {
-            Step::Do(Action::Drain(of, drain_ms))
-        }
+        (
+            Life::Alive(Control::Ready { .. } | Control::Idle { .. } | Control::Draining),
+            Drain::Untried,
+        ) => Step::Do(Action::Drain(of, drain_ms)),
         (Life::Alive(_), _) => Step::Do(Action::Stop(of)),
     }
 }
@@ -298,6 +379,9 @@ impl fmt::Display for Action {
                 reports.iter().try_for_each(|report| write!(f, " {report}"))
             }
             Self::Drain(_, ms) => write!(f, "drain {ms}ms"),
+            Self::Tell(_) => f.write_str("tell"),
+            Self::Sleep(_, ms) => write!(f, "sleep {ms}ms"),
+            Self::Wake(_) => f.write_str("wake"),
             Self::Stop(_) => f.write_str("stop"),
             Self::Remove(_) => f.write_str("remove"),
             Self::Quarantine(_) => f.write_str("quarantine"),
@@ -313,6 +397,9 @@ impl Action {
             | Self::Adopt(of)
             | Self::Report(of, _)
             | Self::Drain(of, _)
+            | Self::Tell(of)
+            | Self::Sleep(of, _)
+            | Self::Wake(of)
             | Self::Stop(of)
             | Self::Remove(of)
             | Self::Quarantine(of) => *of,

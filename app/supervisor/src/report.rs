@@ -9,8 +9,8 @@ use std::process::ExitStatus;
 use tabbify_api::runner::{ExitRecord, Failure};
 use tabbify_types::event::EventError;
 use tabbify_types::event::v1::{
-    AppFailed, AppHealthy, AppStarted, AppStarting, AppStopped, FailureReason, InstanceDrained,
-    InstanceRef,
+    AppFailed, AppHealthy, AppIdled, AppStarted, AppStarting, AppStopped, AppWoken, FailureReason,
+    InstanceDrained, InstanceRef,
 };
 use tabbify_types::{
     AppUla, Event, InstanceUla, MeshKey, NewEvent, SecretName, SecretVersion, Segment,
@@ -37,6 +37,15 @@ pub(crate) enum Report {
     },
     /// It answers.
     Healthy,
+    /// It has nothing to do and may end until somebody wants it.
+    Idled,
+    /// It answers again.
+    Woken {
+        /// The WireGuard key that it has now.
+        key: MeshKey,
+        /// The versions of the secrets that it got this time.
+        secrets: BTreeMap<SecretName, SecretVersion>,
+    },
     /// It has finished what it had.
     Drained {
         /// Requests that ended well.
@@ -57,9 +66,21 @@ impl Report {
             Self::Starting => "starting",
             Self::Started { .. } => "started",
             Self::Healthy => "healthy",
+            Self::Idled => "idled",
+            Self::Woken { .. } => "woken",
             Self::Drained { .. } => "drained",
             Self::Failed(_) => "failed",
             Self::Stopped => "stopped",
+        }
+    }
+
+    /// The same among all that are said of one placement: it may be idle and woken many times.
+    fn name_after(&self, placed: &Placed) -> String {
+        let idles = placed.said.idles;
+        match self {
+            Self::Idled => format!("idled {}", idles + 1),
+            Self::Woken { .. } => format!("woken {idles}"),
+            _ => self.label().to_owned(),
         }
     }
 
@@ -85,6 +106,12 @@ impl Report {
                 secrets: secrets.clone(),
             }),
             Self::Healthy => Event::from(AppHealthy { of }),
+            Self::Idled => Event::from(AppIdled { of }),
+            Self::Woken { key, secrets } => Event::from(AppWoken {
+                of,
+                key: Some(*key),
+                secrets: secrets.clone(),
+            }),
             Self::Drained { finished, cut } => Event::from(InstanceDrained {
                 of,
                 finished: *finished,
@@ -98,7 +125,7 @@ impl Report {
             }),
             Self::Stopped => Event::from(AppStopped { of }),
         };
-        let id = placed.event.derived(self.label());
+        let id = placed.event.derived(&self.name_after(placed));
         let made = NewEvent::with_id(id, segment.clone(), app, &event)?;
         Ok(made.caused_by(placed.position))
     }
@@ -107,9 +134,12 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Starting | Self::Started { .. } | Self::Healthy | Self::Stopped => {
-                f.write_str(self.label())
-            }
+            Self::Starting
+            | Self::Started { .. }
+            | Self::Healthy
+            | Self::Idled
+            | Self::Woken { .. }
+            | Self::Stopped => f.write_str(self.label()),
             Self::Drained { finished, cut } => write!(f, "drained({finished} finished, {cut} cut)"),
             Self::Failed(Failure { reason, detail }) => write!(f, "failed({reason:?}: {detail})"),
         }
@@ -146,6 +176,12 @@ impl Status {
 }
 
 impl End {
+    /// Whether it ended because it was told to, by its own last word.
+    pub(crate) fn is_clean(&self) -> bool {
+        let clean = |exit: &ExitRecord| exit.code == 0 && exit.failure.is_none();
+        self.exit.as_ref().is_some_and(clean)
+    }
+
     /// The end, as the reason why an instance does not run; `said` is what it said before.
     pub(crate) fn failure(&self, said: Option<&Failure>) -> Failure {
         let written = self.exit.as_ref().and_then(|exit| exit.failure.as_ref());

@@ -53,6 +53,12 @@ pub(crate) struct Said {
     pub(crate) healthy: Option<Timestamp>,
     /// That it was drained.
     pub(crate) drained: bool,
+    /// How often, that it is idle.
+    #[serde(default)]
+    pub(crate) idles: u32,
+    /// That it is idle, and not yet that it answers again.
+    #[serde(default)]
+    pub(crate) idle: bool,
 }
 
 /// How an app's instances of one deploy have fared: what back-off is made of.
@@ -167,6 +173,11 @@ impl Desired {
                 self.say(said.of, |it| it.healthy = Some(recorded.at));
             }
             Event::InstanceDrained(said) => self.say(said.of, |it| it.drained = true),
+            Event::AppIdled(said) => self.say(said.of, |it| {
+                it.idles = it.idles.saturating_add(u32::from(!it.idle));
+                it.idle = true;
+            }),
+            Event::AppWoken(said) => self.say(said.of, |it| it.idle = false),
             Event::AppFailed(failed) => self.fail(recorded.at, &failed),
             Event::AppStopped(stopped) => {
                 self.end(stopped.of);

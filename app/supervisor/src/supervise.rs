@@ -1,7 +1,7 @@
 //! The loop: takes in the log and the news of runners, plans, starts actions. The only owner of
 //! what is desired and observed; everything it starts ends with it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,10 +16,11 @@ use tokio::time::{Instant, sleep_until};
 use tracing::Instrument as _;
 
 use crate::act::{Hands, Spawned};
+use crate::doorbell::{Doorbell, Resident, Standing};
 use crate::news::{Done, News, What};
-use crate::plan::{Action, Control, Life, Plan, plan};
+use crate::plan::{Action, Control, Life, Observed, Plan, plan};
 use crate::runner_dir::RunnerDir;
-use crate::state::Desired;
+use crate::state::{Desired, Placed};
 use crate::supervisor::Overview;
 use crate::tracked::{Busy, Owned, Tracked};
 use crate::watch::Watch;
@@ -57,6 +58,7 @@ pub(crate) struct Supervision {
     news: mpsc::Sender<News>,
     inbox: mpsc::Receiver<News>,
     connecting: Arc<Semaphore>,
+    doorbell: Doorbell,
     overview: watch::Sender<Overview>,
 }
 
@@ -77,6 +79,7 @@ impl Supervision {
             desired: Follow::open(nothing, orders, Some(&snapshots), Arc::clone(&clock)),
             footing: Footing::None,
             runners: BTreeMap::new(),
+            doorbell: Doorbell::new(config.runners_dir(), config.doors.clone(), news.clone()),
             hands: Arc::new(Hands::new(config, log)),
             leases,
             clock,
@@ -87,6 +90,11 @@ impl Supervision {
             overview,
         };
         (supervision, seen)
+    }
+
+    /// Where callers of what is asleep here come in.
+    pub(crate) fn doorbell(&self) -> Doorbell {
+        self.doorbell.clone()
     }
 
     /// Observes what the directories tell.
@@ -124,6 +132,7 @@ impl Supervision {
                         self.hear(news);
                     }
                 }
+                () = self.doorbell.rung() => {}
                 () = pause, if wake.is_some() => {}
             }
         };
@@ -147,7 +156,17 @@ impl Supervision {
             return;
         };
         match news.what {
-            What::Seen(life) => {
+            What::Seen(mut life) => {
+                // Where nobody could wake it, nobody goes to sleep.
+                if let Life::Alive(Control::Idle { key, secrets }) = &mut life
+                    && self.hands.config.doors.is_none()
+                {
+                    let (key, secrets) = (*key, std::mem::take(secrets));
+                    life = Life::Alive(Control::Ready { key, secrets });
+                }
+                if !matches!(life, Life::Alive(Control::Idle { .. })) {
+                    tracked.told = None;
+                }
                 if matches!(life, Life::Dead(_) | Life::Unborn) {
                     tracked.watch = None;
                 }
@@ -157,6 +176,7 @@ impl Supervision {
                 tracked.observed.failure = Some(failure);
                 tracked.observed.life = Life::Alive(Control::Failed);
             }
+            What::Visited => tracked.observed.is_visited = true,
             What::Done(Ok(done)) => self.done(news.of, done),
             What::Done(Err(error)) => {
                 tracked.rest();
@@ -174,12 +194,18 @@ impl Supervision {
         match done {
             Done::Spawned(Spawned::Child(child)) => {
                 tracked.since = Instant::now();
+                tracked.observed.is_visited = false;
                 self.watch(of, Some(child));
             }
             Done::Spawned(Spawned::Never(why)) => tracked.observed.unspawnable = Some(why),
             Done::Spawned(Spawned::Other(life)) => tracked.observed.life = life,
             Done::Reported(position) => tracked.busy = Busy::Until(position),
-            Done::Drained(drain) => tracked.observed.drain = drain,
+            Done::Drained(drain) => {
+                tracked.observed.drain = drain;
+                // One that does not go to sleep is asked anew.
+                tracked.told = None;
+            }
+            Done::Told => tracked.told = Some(Instant::now()),
             Done::Stopped => {
                 tracked.watch = None;
                 if matches!(tracked.observed.life, Life::Alive(_)) {
@@ -202,9 +228,11 @@ impl Supervision {
         let mut wake = None;
         let mut soonest =
             |at: Instant| wake = Some(wake.map_or(at, |other: Instant| other.min(at)));
+        let wanted = self.wanted();
         let mut observed = BTreeMap::new();
         for (of, tracked) in &mut self.runners {
             tracked.refresh(now, folded);
+            tracked.observed.is_wanted = wanted.contains(of);
             if let Busy::Resting(until) = tracked.busy {
                 soonest(until);
             }
@@ -220,11 +248,57 @@ impl Supervision {
                 self.begin(action);
             }
         }
+        self.show_doorbell();
         self.overview.send_if_modified(|shown| {
             let overview = overview(&self.runners, self.footing == Footing::Log);
             std::mem::replace(shown, overview) != overview
         });
         wake
+    }
+
+    /// Who is waited for at the doorbell; one that is asleep has nothing here before.
+    fn wanted(&mut self) -> BTreeSet<InstanceRef> {
+        let wanted = self.doorbell.wanted();
+        let asleep = self.desired.read(|view| {
+            let asleep = |of: &InstanceRef| {
+                let placed = view.state.placed().get(of);
+                placed.is_some_and(|placed| placed.said.idle && placed.stop.is_none())
+            };
+            wanted.iter().copied().filter(asleep).collect::<Vec<_>>()
+        });
+        for of in asleep {
+            let unborn = || Tracked::new(Life::Unborn);
+            self.runners.entry(of).or_insert_with(unborn);
+        }
+        wanted
+    }
+
+    /// Says at the doorbell how everything stands that is placed here and stays.
+    fn show_doorbell(&self) {
+        let standing = |of: &InstanceRef| {
+            let Some(tracked) = self.runners.get(of) else {
+                return Standing::Down;
+            };
+            let observed = &tracked.observed;
+            match &observed.life {
+                Life::Alive(Control::Draining) => Standing::Down,
+                Life::Alive(Control::Failed) => failed(observed),
+                Life::Alive(_) => Standing::Alive,
+                Life::Dead(end) if !end.is_clean() => failed(observed),
+                Life::Unborn if observed.unspawnable.is_some() => failed(observed),
+                Life::Unborn | Life::Dead(_) => Standing::Down,
+            }
+        };
+        let residents = self.desired.read(|view| {
+            let placed = view.state.placed().iter();
+            let stays = placed.filter(|(_, placed)| placed.stop.is_none());
+            let resident = |(of, placed): (&InstanceRef, &Placed)| {
+                let (standing, ports) = (standing(of), placed.app.run.ports.clone());
+                (*of, Resident { standing, ports })
+            };
+            stays.map(resident).collect()
+        });
+        self.doorbell.publish(residents);
     }
 
     fn begin(&mut self, action: Action) {
@@ -284,6 +358,12 @@ impl Supervision {
         let doing = async move {
             let done = match (action, placed) {
                 (Action::Spawn(_), Some(placed)) => hands.spawn(&placed).await.map(Done::Spawned),
+                (Action::Wake(_), Some(placed)) => hands.wake(&placed).await.map(Done::Spawned),
+                (Action::Tell(_), _) => hands.tell(of).await.map(|()| Done::Told),
+                (Action::Sleep(_, ms), _) => {
+                    let deadline = Duration::from_millis(ms);
+                    hands.sleep(of, deadline).await.map(Done::Drained)
+                }
                 (Action::Report(_, reports), Some(placed)) => {
                     hands.report(&placed, &reports).await.map(Done::Reported)
                 }
@@ -294,7 +374,7 @@ impl Supervision {
                 (Action::Stop(_), _) => hands.stop(of).await.map(|()| Done::Stopped),
                 (Action::Remove(_), _) => hands.remove(of).await.map(|()| Done::Removed),
                 // Planned from the same fold, so they are placed; the others are not ours.
-                (Action::Spawn(_) | Action::Report(..), None)
+                (Action::Spawn(_) | Action::Wake(_) | Action::Report(..), None)
                 | (Action::Adopt(_) | Action::Quarantine(_), _) => return,
             };
             let what = What::Done(done);
@@ -315,10 +395,24 @@ impl Supervision {
     }
 }
 
+/// Why an instance whose process cannot live does not.
+fn failed(observed: &Observed) -> Standing {
+    let failure = observed.failure.as_ref();
+    let why = failure.map(|failure| failure.detail.clone());
+    let why = why.or_else(|| observed.unspawnable.clone());
+    Standing::Failed(why.unwrap_or_else(|| match &observed.life {
+        Life::Dead(end) => end.failure(None).detail,
+        Life::Alive(_) | Life::Unborn => "it does not say why".to_owned(),
+    }))
+}
+
 fn overview(runners: &BTreeMap<InstanceRef, Tracked>, caught_up: bool) -> Overview {
     let count = |wanted: fn(&Tracked) -> bool| runners.values().filter(|it| wanted(it)).count();
     let ready = |it: &Tracked| {
-        let ready = matches!(it.observed.life, Life::Alive(Control::Ready { .. }));
+        let ready = matches!(
+            it.observed.life,
+            Life::Alive(Control::Ready { .. } | Control::Idle { .. })
+        );
         it.watch.is_some() && ready
     };
     Overview {

@@ -12,6 +12,7 @@ use tabbify_process::{Clock, Importance, TaskHandle, Tasks, chain, files};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
+use crate::doorbell::Doorbell;
 use crate::logs::keep::{self, Keep};
 use crate::runner_dir::try_lock;
 use crate::supervise::Supervision;
@@ -37,6 +38,7 @@ pub struct Overview {
 #[derive(Debug)]
 pub struct Supervisor {
     main: TaskHandle,
+    doorbell: Doorbell,
     overview: watch::Receiver<Overview>,
 }
 
@@ -66,13 +68,24 @@ impl Supervisor {
         keep_logs(&config, Arc::clone(&clock), tasks);
         let (mut supervision, overview) = Supervision::new(config, log, leases, clock, tasks);
         supervision.look(&runners)?;
+        let doorbell = supervision.doorbell();
         let main = tasks.spawn("supervisor", Importance::Essential, async move {
             let _lock = lock;
             if let Err(error) = supervision.run().await {
                 tracing::error!(error = %chain(&error), "the supervisor stops; runners go on");
             }
         });
-        Ok(Self { main, overview })
+        Ok(Self {
+            main,
+            doorbell,
+            overview,
+        })
+    }
+
+    /// Where callers of apps come in that are asleep on this machine.
+    #[must_use]
+    pub fn doorbell(&self) -> Doorbell {
+        self.doorbell.clone()
     }
 
     /// How it is.

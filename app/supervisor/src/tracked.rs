@@ -30,6 +30,8 @@ pub(crate) struct Tracked {
     pub(crate) busy: Busy,
     /// Since when it has been starting.
     pub(crate) since: Instant,
+    /// Since when callers are sent to the doorbell instead.
+    pub(crate) told: Option<Instant>,
     /// Failed actions in a row.
     pub(crate) setbacks: u32,
     pub(crate) watch: Option<Owned>,
@@ -60,9 +62,13 @@ impl Tracked {
                 failure: None,
                 quarantined: false,
                 busy: false,
+                told_for: None,
+                is_wanted: false,
+                is_visited: false,
             },
             busy: Busy::No,
             since: Instant::now(),
+            told: None,
             setbacks: 0,
             watch: None,
         }
@@ -87,5 +93,7 @@ impl Tracked {
         }
         self.observed.busy = !matches!(self.busy, Busy::No);
         self.observed.starting_for = now.saturating_duration_since(self.since);
+        let told = self.told;
+        self.observed.told_for = told.map(|told| now.saturating_duration_since(told));
     }
 }

@@ -147,6 +147,8 @@ impl Watch {
         };
         // Who has a lease of its own tells the coordinator itself where it is.
         let tells = self.dir.boot().is_ok_and(|boot| boot.coordinator.is_some());
+        let identity = self.identity.as_ref().filter(|_| tells);
+        let mut place = None;
         loop {
             if !tells {
                 // Candidates are soft state of the coordinator: told again whenever we hear of them.
@@ -155,6 +157,14 @@ impl Watch {
             }
             let mut seen = status.state;
             self.tell(what(status)).await;
+            // It may not be where the runner was told, by its boot document or since then.
+            let now = identity.map(Identity::coordinator);
+            if let Some(at) = now.filter(|at| place.as_ref() != Some(&at.doors)) {
+                place = Some(at.doors.clone());
+                if let Err(error) = connection.set_coordinator(at).await {
+                    return (true, error);
+                }
+            }
             if seen == StateName::Unleased {
                 match self.give_ticket(&mut connection).await {
                     Ok(given) => seen = given,
@@ -201,6 +211,10 @@ fn what(status: Status) -> What {
     let control = match status.state {
         StateName::Unleased | StateName::Starting => Control::Starting,
         StateName::Ready => Control::Ready {
+            key: status.key,
+            secrets: status.secrets,
+        },
+        StateName::Idle => Control::Idle {
             key: status.key,
             secrets: status.secrets,
         },

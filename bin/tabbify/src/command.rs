@@ -7,8 +7,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::{
-    audit, auth, coordinator, down, invite, join, log, mesh, read_node, relay, role, supervisord,
-    token, transaction_node, up,
+    audit, auth, coordinator, doctor, down, invite, join, log, mesh, read_node, relay, role,
+    supervisord, token, transaction_node, up,
 };
 
 #[derive(Parser)]
@@ -48,6 +48,8 @@ enum Command {
     Supervisord(role::Arguments),
     /// Relay between members without a direct path, on a machine that has joined with the tag role:relay
     Relay(role::Arguments),
+    /// What this machine can run, what it lacks for the rest, and how to get that
+    Doctor(doctor::Arguments),
     /// How this machine reaches others, and why not better
     #[command(subcommand)]
     Mesh(mesh::Command),
@@ -84,6 +86,7 @@ pub(crate) async fn run(line: impl Iterator<Item = OsString>) -> anyhow::Result<
         Command::Join(arguments) => join::run(arguments).await?,
         Command::Supervisord(arguments) => supervisord::run(arguments).await?,
         Command::Relay(arguments) => relay::run(arguments).await?,
+        Command::Doctor(arguments) => return doctor::run(arguments).await,
         Command::Mesh(command) => return mesh::run(command).await,
         Command::Audit(command) => return audit::run(command).await,
         Command::Log(command) => return log::run(command).await,

@@ -10,7 +10,7 @@ use tabbify_process::env;
 
 use crate::log_settings::{AppendRates, ColdExtents, Settings};
 use crate::objects::Objects;
-use crate::{api_gateway, coordinator, gateway, member, relay};
+use crate::{api_gateway, coordinator, gateway, member, microvms, relay};
 
 /// The file; unknown keys are errors.
 #[derive(Debug, Default, PartialEq, Eq, Deserialize)]
@@ -32,6 +32,8 @@ pub(crate) struct Config {
     pub(crate) gateway: gateway::Section,
     /// The vault.
     pub(crate) vault: api_gateway::Section,
+    /// What microVMs are made of.
+    pub(crate) microvm: microvms::Section,
 }
 
 /// `[log]`.
@@ -151,6 +153,7 @@ mod tests {
         assert_eq!((config.relay, config.gateway), Default::default());
         assert_eq!(config.mesh, member::Section::default());
         assert_eq!(config.platform, Platform::default());
+        assert_eq!(config.microvm, microvms::Section::default());
         assert_eq!(config.log.objects, Objects::shown_defaults());
         let log = config.log.settings();
         assert!(log.checkpoints.is_none() && log.cold.is_none());

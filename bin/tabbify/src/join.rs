@@ -62,8 +62,8 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     coordinator.look_up().await?;
     let secrets = Secrets::load_or_create(&data)?;
     let capabilities = match no_run {
-        true => seen().await.unwrap_or_default(),
-        false => seen().await?,
+        true => seen(&settings).await.unwrap_or_default(),
+        false => seen(&settings).await?,
     };
     let tasks = Tasks::new();
     let joined = join_platform(
@@ -94,9 +94,10 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
 }
 
 /// What has been seen to work on this machine.
-async fn seen() -> anyhow::Result<Vec<Capability>> {
-    let engine = env::read(env::DOCKER_HOST);
-    Ok(probe_capabilities(&up::runner_program()?, engine.as_deref()).await)
+async fn seen(settings: &supervisord::Config) -> anyhow::Result<Vec<Capability>> {
+    let (runner, engine) = (up::runner_program()?, env::read(env::DOCKER_HOST));
+    let microvms = settings.microvms(&runner);
+    Ok(probe_capabilities(&runner, engine.as_deref(), Some(&microvms)).await)
 }
 
 fn say(membership: &Membership) {

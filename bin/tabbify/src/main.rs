@@ -4,8 +4,7 @@
 //! [`platform`] says in which order they start, [`substrate`] is the log of this process, [`role`]
 //! what roles that run alone have in common, [`member`] this machine in the mesh, [`way`] how it finds
 //! the coordinator, [`over_mesh`] the services there, [`join`] how other machines come to it, [`authorize`] who may do what over their sockets,
-//! [`gateway`] where people's devices come in, [`data_dir`] where files are, [`down`] ends the apps of a
-//! data directory.
+//! [`gateway`] where people's devices come in, [`data_dir`] where files are, [`down`] ends the apps of a data directory.
 
 mod api_gateway;
 mod audit;
@@ -17,6 +16,7 @@ mod config;
 mod contexts;
 mod coordinator;
 mod data_dir;
+mod doctor;
 mod down;
 mod gateway;
 mod gateway_devices;
@@ -29,6 +29,7 @@ mod log_settings;
 mod member;
 mod mesh;
 mod mesh_status;
+mod microvms;
 mod objects;
 mod over_mesh;
 mod own_token;

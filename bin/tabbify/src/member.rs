@@ -24,7 +24,7 @@ use serde::Deserialize;
 use tabbify_api::BoxFuture;
 use tabbify_api::coordinator::Helpers;
 use tabbify_api::mesh::{Leases as _, Resolver};
-use tabbify_api::policy::ROLE_TAG;
+use tabbify_api::policy::{NODE_TAG, ROLE_TAG};
 use tabbify_api::runner::{CoordinatorAt, DoorAt, Place};
 use tabbify_membership::{Door, Membership, MeshSecret, RemoteConfig, RemoteCoordinator};
 use tabbify_mesh::{Mesh, MeshError, PrivateKey, RelayServer, RelayTls};
@@ -264,6 +264,12 @@ impl Member {
     pub(crate) fn current(&self) -> Membership {
         let current = self.0.current.read();
         current.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether the platform calls this machine a public edge.
+    pub(crate) fn is_node(&self) -> bool {
+        let tags = self.current().certificate.tags;
+        tags.iter().any(|tag| tag == NODE_TAG)
     }
 
     /// The platform.

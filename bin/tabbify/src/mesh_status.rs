@@ -9,9 +9,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use futures_util::stream;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{Method, Request, Response};
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt as _, Full, Limited, StreamBody};
+use http_body_util::{BodyExt, Limited, StreamBody};
 use hyper::body::{Frame, Incoming};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -20,10 +20,9 @@ use tabbify_api::endpoint::{
     ExplainRequest, Explained, MESH_SOCKET, Nat, OwnSide, PING_INTERVAL_MS_MIN, PING_MS_MAX,
     PING_PATH, PINGS_MAX, PathView, PeerView, PingLine, PingRequest, STATUS_PATH, TriedPath,
 };
-use tabbify_api::error::PROBLEM_MEDIA_TYPE;
 use tabbify_api::names::{MeshName, NameAsk, NameError, Named, Names};
 use tabbify_api::{ErrorCode, Problem};
-use tabbify_http::{Handle, Limits, Server};
+use tabbify_http::{Handle, Limits, Server, answer};
 use tabbify_mesh::{
     Candidate, CandidateKind, DialError, Mesh, OwnStatus, Path, PeerStatus, Pinged, Source,
     StackInUse,
@@ -421,37 +420,22 @@ fn lines(receiver: mpsc::Receiver<PingLine>) -> Response<Body> {
         text.push(b'\n');
         Some((Ok::<_, Infallible>(Frame::data(text.into())), receiver))
     });
-    typed(
+    answer::typed(
         "application/x-ndjson",
         StreamBody::new(lines).boxed_unsync(),
     )
 }
 
 fn json(document: &impl Serialize) -> Response<Body> {
-    let bytes: Bytes = bytes_of(document).into();
-    typed("application/json", Full::from(bytes).boxed_unsync())
+    answer::json(document).map(BodyExt::boxed_unsync)
 }
 
 fn refusal(problem: &Problem) -> Response<Body> {
-    let bytes: Bytes = bytes_of(problem).into();
-    let mut answer = typed(PROBLEM_MEDIA_TYPE, Full::from(bytes).boxed_unsync());
-    // Every code has a valid status, which a test of the contract holds.
-    *answer.status_mut() =
-        StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    answer
+    answer::problem(problem).map(BodyExt::boxed_unsync)
 }
 
 fn bytes_of(document: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(document).expect("INVARIANT: our own shapes serialize")
-}
-
-fn typed(media_type: &'static str, body: Body) -> Response<Body> {
-    let mut answer = Response::new(body);
-    let media_type = HeaderValue::from_static(media_type);
-    answer
-        .headers_mut()
-        .insert(header::CONTENT_TYPE, media_type);
-    answer
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@
 //! | 8702 | the vault |
 //! | 5000 | artifacts |
 //! | 8730 | what the apps of this machine print |
+//! | 8732 | those who come for apps that are asleep on this machine |
 
 use std::io;
 use std::net::SocketAddrV6;
@@ -23,10 +24,11 @@ use tabbify_http::{Accept, Origin};
 use tabbify_mesh::{Incoming, Listener, Mesh};
 use tabbify_process::connect::{Connect, Stream};
 use tabbify_process::{Importance, Tasks};
-use tabbify_supervisor::{FileLogs, LogService};
+use tabbify_supervisor::{Doorbell, FileLogs, FileVolumes, Guest, LogService};
 use tokio::sync::Mutex;
 
 use crate::authorize::Tokens;
+use crate::member::Member;
 
 /// Where the log is.
 pub(crate) const LOG_PORT: u16 = 8700;
@@ -109,10 +111,15 @@ pub(crate) fn vault(
     })
 }
 
-/// Shows what the apps of this machine print to public edges, and to nobody else.
-pub(crate) fn app_logs(mesh: &Mesh, logs: FileLogs, tasks: &Tasks) -> anyhow::Result<()> {
-    let service = LogService::new(Arc::new(logs), tasks);
-    let name = "app logs over the mesh";
+/// Shows what the apps of this machine print and keep to public edges, and to nobody else.
+pub(crate) fn machine(
+    mesh: &Mesh,
+    logs: FileLogs,
+    volumes: FileVolumes,
+    tasks: &Tasks,
+) -> anyhow::Result<()> {
+    let service = LogService::new(Arc::new(logs), tasks).with_volumes(Arc::new(volumes));
+    let name = "machine over the mesh";
     serve(mesh, SUPERVISOR_PORT, name, tasks, move |incoming| {
         let admitted = incoming.is_node.then(|| service.clone());
         async move {
@@ -121,6 +128,26 @@ pub(crate) fn app_logs(mesh: &Mesh, logs: FileLogs, tasks: &Tasks) -> anyhow::Re
             }
         }
     })
+}
+
+/// Lets those in who come for apps that are asleep on this machine.
+pub(crate) fn doorbell(member: &Member, doorbell: Doorbell, tasks: &Tasks) -> anyhow::Result<()> {
+    let listener = member.mesh().doorbell(member.is_node());
+    let mut listener = listener.context("the mesh has no doorbell")?;
+    let (stop, connections, name) = (tasks.token(), tasks.clone(), "doorbell");
+    tasks.spawn(name, Importance::Essential, async move {
+        while let Some(Ok(incoming)) = stop.run_until_cancelled(listener.accept()).await {
+            let guest = Guest {
+                peer: incoming.peer,
+                remote: incoming.remote,
+                is_node: incoming.is_node,
+            };
+            let doorbell = doorbell.clone();
+            let serving = async move { doorbell.serve(guest, incoming.stream).await };
+            connections.spawn(name, Importance::Detached, serving);
+        }
+    });
+    Ok(())
 }
 
 /// Hands each connection to a port to `begin`, whose work runs as a task, until the tasks end. How many

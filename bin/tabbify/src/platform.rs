@@ -22,6 +22,7 @@ use tabbify_api::contexts::Context;
 use tabbify_api::log::{EventLog, LogAccess, LogEngine as _, LogScope};
 use tabbify_api::mesh::Leases;
 use tabbify_api::policy::ROLE_TAG;
+use tabbify_api::runner::MicroVms;
 use tabbify_auth::{Auth, Keys, OWNER};
 use tabbify_coordinator::Coordinator;
 use tabbify_log::RateLimited;
@@ -30,7 +31,7 @@ use tabbify_mesh::Relay;
 use tabbify_node::BindError;
 use tabbify_process::connect::UnixSocket;
 use tabbify_process::{Clock, Importance, SystemClock, Tasks, env};
-use tabbify_supervisor::{FileLogs, Supervisor, probe_capabilities};
+use tabbify_supervisor::{FileLogs, FileVolumes, Supervisor, probe_capabilities};
 use tabbify_types::event::v1::Capability;
 use tabbify_types::{Digest, HostName, Segment, SegmentGlob, VerifyingKeyBytes};
 
@@ -77,9 +78,17 @@ pub(crate) struct Told {
     pub(crate) gateway: gateway::Section,
     /// The vault.
     pub(crate) vault: api_gateway::Section,
+    /// What microVMs are made of.
+    pub(crate) microvms: MicroVms,
 }
 
 impl Told {
+    /// What this machine has been seen to run.
+    async fn capabilities(&self) -> Vec<Capability> {
+        let engine = env::read(env::DOCKER_HOST);
+        probe_capabilities(&self.runner, engine.as_deref(), Some(&self.microvms)).await
+    }
+
     /// Where WireGuard sockets bind: as it is said, else where the coordinator is reached, else on
     /// loopback, for nobody else comes.
     fn mesh(&self) -> member::Section {
@@ -128,8 +137,7 @@ impl Platform {
         let services = serve_here(data, told, &substrate, &auth, &clock, tasks).await?;
 
         let secrets = Secrets::load_or_create(data)?;
-        let engine = env::read(env::DOCKER_HOST);
-        let capabilities = probe_capabilities(&told.runner, engine.as_deref()).await;
+        let capabilities = told.capabilities().await;
         let relay = told.relay.bind(&data.relay_key()).await?;
         let this = tabbify_coordinator::Config {
             host: host.clone(),
@@ -148,15 +156,14 @@ impl Platform {
         let (coordinator, pin) = ground.coordinate(&this, relay.as_ref(), log, &auth).await?;
         let resolver = coordinator.resolver(this.key);
         let member = ground.become_member(secrets, &coordinator, pin).await?;
-        // A version that was published survives loss of power.
-        let store = LocalFileSystem::new_with_prefix(data.objects())?.with_fsync(true);
-        let store: Arc<dyn ObjectStore> = Arc::new(store);
+        let store = objects(data)?;
         serve_members(&member, services, &store, tasks)?;
         let relay = relay
             .map(|bound| bound.start(resolver, tasks))
             .transpose()?;
 
-        let supervised = supervisord::supervised(data, &host, &told.runner, &member);
+        let supervised =
+            supervisord::supervised(data, &host, &told.runner, &told.microvms, &member);
         let mine = log.client(host_scope(&host));
         told.gateway
             .start(data, &coordinator, &member, tasks)
@@ -165,7 +172,9 @@ impl Platform {
         let supervisor =
             Supervisor::start(supervised, mine, leases, Arc::clone(&clock), tasks).await?;
         let logs = FileLogs::new(data.path());
-        over_mesh::app_logs(member.mesh(), logs.clone(), tasks)?;
+        let volumes = FileVolumes::new(host.clone(), data.path());
+        over_mesh::machine(member.mesh(), logs.clone(), volumes.clone(), tasks)?;
+        over_mesh::doorbell(&member, supervisor.doorbell(), tasks)?;
         let deps = tabbify_node::Deps {
             log: log.client(node_scope()),
             writers: Arc::new(Callers(Arc::clone(&substrate.limited))),
@@ -176,6 +185,7 @@ impl Platform {
             vault: api_gateway::of_node(data, tasks),
             host: host.clone(),
             logs: Arc::new(logs.clone()),
+            volumes: Arc::new(volumes),
             clock,
             tasks: tasks.clone(),
         };
@@ -204,6 +214,12 @@ impl Platform {
             subject: OWNER.to_owned(),
         })
     }
+}
+
+/// Where artifacts are. A version that was published survives loss of power.
+fn objects(data: &DataDir) -> anyhow::Result<Arc<dyn ObjectStore>> {
+    let store = LocalFileSystem::new_with_prefix(data.objects())?;
+    Ok(Arc::new(store.with_fsync(true)))
 }
 
 /// Makes the first events where there are none, and starts the issuer.

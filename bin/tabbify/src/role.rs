@@ -62,13 +62,12 @@ pub(crate) async fn until_stopped(tasks: &Tasks) -> anyhow::Result<()> {
     stop(tasks).await
 }
 
-/// Ends the tasks; tells what failed.
+/// Ends the tasks; tells what failed. Something that does not end by itself is a failure, too: it was cut off.
 pub(crate) async fn stop(tasks: &Tasks) -> anyhow::Result<()> {
-    if !tasks.shutdown(SHUTDOWN).await {
-        tracing::warn!("not everything ended within {} s", SHUTDOWN.as_secs());
-    }
+    let all_ended = tasks.shutdown(SHUTDOWN).await;
     match tasks.failure() {
         Some(failure) => bail!("{failure}"),
+        None if !all_ended => bail!("not everything ended within {} s", SHUTDOWN.as_secs()),
         None => Ok(()),
     }
 }

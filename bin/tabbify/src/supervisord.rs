@@ -7,15 +7,16 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use tabbify_api::artifact::ARTIFACTS_PORT;
 use tabbify_api::mesh::Leases;
+use tabbify_api::runner::MicroVms;
 use tabbify_process::{Importance, env};
-use tabbify_supervisor::{FileLogs, Identity, Supervisor};
+use tabbify_supervisor::{FileLogs, FileVolumes, Identity, Supervisor};
 use tabbify_types::HostName;
 
 use crate::data_dir::DataDir;
 use crate::log_line;
 use crate::member::{self, Again, Kept, Member};
 use crate::over_mesh::{self, LOG_PORT};
-use crate::{api_gateway, role, up};
+use crate::{api_gateway, microvms, role, up};
 
 /// Runs until a signal.
 pub(crate) async fn run(arguments: role::Arguments) -> anyhow::Result<()> {
@@ -41,12 +42,14 @@ pub(crate) async fn serve(data: DataDir, config: Config) -> anyhow::Result<()> {
     let supervised = tabbify_supervisor::Config {
         store: store(member)?,
         vault: api_gateway::of_instances(member),
-        ..supervised(&data, &host, &runner, member)
+        ..supervised(&data, &host, &runner, &config.microvms(&runner), member)
     };
-    over_mesh::app_logs(member.mesh(), FileLogs::new(data.path()), tasks)?;
+    let volumes = FileVolumes::new(host.clone(), data.path());
+    over_mesh::machine(member.mesh(), FileLogs::new(data.path()), volumes, tasks)?;
     let leases: Arc<dyn Leases> = Arc::new(member.coordinator().clone());
     let clock = Arc::clone(clock);
     let mut supervisor = Supervisor::start(supervised, log, leases, clock, tasks).await?;
+    over_mesh::doorbell(member, supervisor.doorbell(), tasks)?;
     let stop = tasks.token();
     tasks.spawn("supervisor watch", Importance::Detached, async move {
         let read = supervisor.until(|seen| seen.caught_up);
@@ -78,6 +81,7 @@ pub(crate) fn supervised(
     data: &DataDir,
     host: &HostName,
     runner: &Path,
+    microvms: &MicroVms,
     member: &Member,
 ) -> tabbify_supervisor::Config {
     tabbify_supervisor::Config {
@@ -87,8 +91,10 @@ pub(crate) fn supervised(
         store: data.store_url(),
         vault: Some(api_gateway::on(member.address())),
         engine: env::read(env::DOCKER_HOST),
+        microvms: Some(microvms.clone()),
         underlay: member.runner_underlay(),
         peers: Vec::new(),
+        doors: Some(Arc::new(member.coordinator().clone())),
         identity: Some(identity(member)),
     }
 }
@@ -103,12 +109,13 @@ fn identity(member: &Member) -> Identity {
     )
 }
 
-/// The file: `[supervisord]` and `[mesh]`.
+/// The file: `[supervisord]`, `[mesh]` and `[microvm]`.
 #[derive(Debug, Default, PartialEq, Eq, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Config {
     supervisord: Section,
     mesh: member::Section,
+    microvm: microvms::Section,
 }
 
 /// `[supervisord]`.
@@ -123,6 +130,11 @@ impl Config {
     /// The data directory, if the file says it.
     pub(crate) fn data_dir(&self) -> Option<PathBuf> {
         self.supervisord.data_dir.clone()
+    }
+
+    /// What microVMs are made of.
+    pub(crate) fn microvms(&self, runner: &Path) -> MicroVms {
+        self.microvm.found(runner)
     }
 }
 

@@ -39,15 +39,17 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let listen = arguments.listen.or(config.node.listen);
     let listen = listen.unwrap_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)));
     let data = DataDir::choose(arguments.data_dir.or(config.platform.data_dir))?;
+    let runner = runner_program()?;
     let told = Told {
         listen,
-        runner: runner_program()?,
+        runner: runner.clone(),
         log: config.log.settings(),
         coordinator: config.coordinator,
         relay: config.relay,
         mesh: config.mesh,
         gateway: config.gateway,
         vault: config.vault,
+        microvms: config.microvm.found(&runner),
     };
     // What can be seen to be wrong is said before there is a directory.
     told.relay.check()?;
@@ -74,12 +76,14 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         &joins,
     );
     tasks.token().cancelled().await;
-    if !tasks.shutdown(SHUTDOWN).await {
-        tracing::warn!("not everything ended within {} s", SHUTDOWN.as_secs());
-    }
+    let all_ended = tasks.shutdown(SHUTDOWN).await;
     platform.close().await;
     match tasks.failure() {
         Some(failure) => bail!("{failure}; apps go on running"),
+        None if !all_ended => bail!(
+            "not everything ended within {} s; apps go on running",
+            SHUTDOWN.as_secs()
+        ),
         None => Ok(()),
     }
 }

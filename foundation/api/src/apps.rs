@@ -19,8 +19,8 @@
 use serde::{Deserialize, Serialize};
 use tabbify_types::event::v1::{Access, RuntimeKind};
 use tabbify_types::{
-    AppId, AppName, AppUla, DeployId, Digest, InstanceId, Position, Tenant, Timestamp,
-    VersionNumber,
+    AppId, AppName, AppUla, DeployId, Digest, HostName, InstanceId, Position, SlotId, Tenant,
+    Timestamp, VersionNumber,
 };
 
 use crate::artifact::ArtifactFile;
@@ -70,7 +70,7 @@ pub struct AppView {
     pub url: String,
     /// Who may open it without a token.
     pub access: Access,
-    /// `new`, `deploying`, `healthy` or `failed`.
+    /// `new`, `deploying`, `healthy`, `idle` or `failed`.
     pub status: AppStatus,
     /// The version that serves.
     pub serving: Option<VersionNumber>,
@@ -78,11 +78,27 @@ pub struct AppView {
     pub latest: Option<VersionNumber>,
     /// The instance that the app's address means.
     pub primary: Option<InstanceId>,
+    /// The instances that get its traffic, by slot.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub instances: Vec<InstanceView>,
     /// When it was registered.
     pub created: Timestamp,
     /// Why it does not serve, if it does not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
+}
+
+/// An instance that gets traffic.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceView {
+    /// Its number.
+    pub instance: InstanceId,
+    /// The slot that it fills: a target, and which of its replicas.
+    pub slot: SlotId,
+    /// Its machine.
+    pub host: HostName,
+    /// What runs it.
+    pub runtime: RuntimeKind,
 }
 
 /// How an app is.
@@ -95,6 +111,8 @@ pub enum AppStatus {
     Deploying,
     /// An instance serves.
     Healthy,
+    /// It serves, and sleeps until the next request.
+    Idle,
     /// Nothing serves and nothing is under way.
     Failed,
 }

@@ -36,6 +36,12 @@ pub mod scope {
     pub const EVENTS_READ: &str = "events:read";
     /// Open private apps.
     pub const APP_OPEN: &str = "app:open";
+    /// Run commands in instances of apps.
+    pub const APP_EXEC: &str = "app:exec";
+    /// Connect to raw ports of apps.
+    pub const APP_FORWARD: &str = "app:forward";
+    /// Remove volumes, with what is in them.
+    pub const VOLUMES_WRITE: &str = "volumes:write";
     /// Read names and versions of secrets; nothing gives their values.
     pub const SECRETS_READ: &str = "secrets:read";
     /// Set and remove secrets.

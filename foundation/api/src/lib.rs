@@ -6,17 +6,20 @@
 //! where it is recorded, [`consumers`] who works on
 //! what was recorded, [`mesh`] who may be dialed, [`policy`] by whom, [`coordinator`] who is asked for
 //! both over a network, [`device`] who of people's machines comes in through a gateway,
-//! [`names`] what they are called, [`endpoint`] what a process tells of its end of
+//! [`names`] what they are called, [`doorbell`] how an idle one of them is woken, [`endpoint`] what a process tells of its end of
 //! the mesh, [`machines`] what runs where, [`runner`] how a supervisor talks to a runner,
-//! [`secrets`] what only an app itself may read, [`read`] what can be asked about all of it, [`fold`] what every role keeps of it in memory.
+//! [`secrets`] what only an app itself may read, [`volumes`] what it
+//! keeps, [`attach`] how people reach into it, [`read`] what can be asked about all of it, [`fold`] what every role keeps of it in memory.
 
 pub mod apps;
 pub mod artifact;
+pub mod attach;
 pub mod auth;
 pub mod consumers;
 pub mod contexts;
 pub mod coordinator;
 pub mod device;
+pub mod doorbell;
 pub mod endpoint;
 pub mod error;
 pub mod fold;
@@ -29,6 +32,7 @@ pub mod policy;
 pub mod read;
 pub mod runner;
 pub mod secrets;
+pub mod volumes;
 
 pub use error::{ErrorCode, Problem};
 

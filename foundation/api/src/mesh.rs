@@ -6,7 +6,10 @@ use std::fmt;
 use std::net::{Ipv6Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
-use tabbify_types::{AppId, Epoch, HostName, InstanceId, MeshKey, SlotId, Tenant, Timestamp};
+use tabbify_types::event::v1::InstanceRef;
+use tabbify_types::{
+    AppId, Epoch, HostName, HostUla, InstanceId, MeshKey, SlotId, Tenant, Timestamp,
+};
 
 use crate::BoxFuture;
 use crate::policy::Ports;
@@ -31,10 +34,14 @@ pub struct Lease {
     pub key: MeshKey,
     /// The machine it runs on.
     pub host: HostName,
-    /// Where its WireGuard socket may be reached: soft state, best first.
+    /// Where the WireGuard socket of that key may be reached: soft state, best first.
     pub candidates: Vec<SocketAddr>,
     /// When the lease ends.
     pub not_after: Timestamp,
+    /// The instance is idle, and this is where the doorbell of its machine is ([`crate::doorbell`]): the key and
+    /// the candidates are the machine's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub door: Option<HostUla>,
 }
 
 /// A peer as the mesh needs it: a key, the inner addresses it may speak from, the outer ones to try.
@@ -61,6 +68,11 @@ pub struct PeerRecord {
     /// is not known: then every change of rules may concern the two.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rules_of: Vec<Tenant>,
+    /// Who was asked for is this instance, which is idle, and the peer is its machine, whose doorbell wakes it
+    /// ([`crate::doorbell`]). What may be reached is that of the instance then, and nothing is said of what the
+    /// machine is or may reach.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub door: Option<InstanceRef>,
 }
 
 impl PeerRecord {
@@ -80,6 +92,7 @@ impl PeerRecord {
             inbound: Some(Ports::All),
             is_node: false,
             rules_of: Vec::new(),
+            door: None,
         }
     }
 
@@ -125,6 +138,10 @@ pub trait Resolver: Send + Sync + fmt::Debug {
     /// The peer that has `key`, when it calls us. Only a relay is told of one with which neither may reach
     /// anything of the other ([`PeerRecord::is_forbidden`]); to all others there is no such peer.
     fn by_key(&self, key: MeshKey) -> BoxFuture<'_, Result<PeerRecord, ResolveError>>;
+
+    /// Whoever answers for `address` is silent where it was said to be: if that is remembered from before, it is
+    /// asked for anew the next time.
+    fn doubt(&self, _address: Ipv6Addr) {}
 
     /// What changes from now on of what was answered; none where nothing ever does, or nobody tells.
     fn changes(&self) -> Option<Box<dyn Changes>> {

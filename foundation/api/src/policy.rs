@@ -11,6 +11,7 @@
 //! | machine with a tag `role:…` | any machine | no port: it is found, to be looked at ([`Policy::may_find`]) |
 //! | app | machine with the tag `role:registry` | the port of the artifacts: an app reads its own |
 //! | app | machine with the tag `role:api-gateway` | the port of the vault: an app reads what its release names |
+//! | app, or any machine | any machine | the port of its doorbell: it asks for each app itself |
 //! | anything else | | nothing |
 //!
 //! A rule of a tenant opens what is the tenant's own, and nothing else. In a rule, `tenant:` means the apps
@@ -24,6 +25,7 @@ use tabbify_types::event::v1::AllowRule;
 use tabbify_types::{AppId, HostName, Tenant};
 
 use crate::artifact::ARTIFACTS_PORT;
+use crate::doorbell::DOORBELL_PORT;
 use crate::logs::SUPERVISOR_PORT;
 use crate::secrets::VAULT_PORT;
 
@@ -172,8 +174,11 @@ impl Policy {
     /// there why a machine is badly reached.
     #[must_use]
     pub fn may_find(&self, from: &Party, to: &Party) -> bool {
+        // A doorbell is found by the lease of whoever is behind it.
+        let more = |ports: Ports| ports != Ports::Only(BTreeSet::from([DOORBELL_PORT]));
+        let reaches = |from: &Party, to: &Party| self.ports(from, to).is_some_and(more);
         let machines = matches!((&from.who, &to.who), (Who::Host(_), Who::Host(_)));
-        self.ports(from, to).is_some() || (machines && self.ports(to, from).is_some())
+        reaches(from, to) || (machines && reaches(to, from))
     }
 }
 
@@ -211,13 +216,15 @@ fn by_default(from: &Party, to: &Party) -> Option<Ports> {
         (Who::Host(_), Who::App(_)) => all(has(from, NODE_TAG) || has(from, GATEWAY_TAG)),
         (Who::Host(_), Who::Host(_)) if has_role(to) => Some(Ports::All),
         (Who::Host(_), Who::Host(_)) => {
-            has(from, NODE_TAG).then(|| Ports::Only(BTreeSet::from([SUPERVISOR_PORT])))
+            let logs = has(from, NODE_TAG).then_some(SUPERVISOR_PORT);
+            let open = [DOORBELL_PORT].into_iter().chain(logs);
+            Some(Ports::Only(open.collect()))
         }
         (Who::App(_), Who::Host(_)) => {
             let own = [(REGISTRY_TAG, ARTIFACTS_PORT), (VAULT_TAG, VAULT_PORT)];
             let open = own.into_iter().filter(|(tag, _)| has(to, tag));
-            let open: BTreeSet<u16> = open.map(|(_, port)| port).collect();
-            (!open.is_empty()).then_some(Ports::Only(open))
+            let open = open.map(|(_, port)| port).chain([DOORBELL_PORT]);
+            Some(Ports::Only(open.collect()))
         }
         (Who::Person(_), Who::Host(_)) | (_, Who::Person(_)) => None,
     }
@@ -313,11 +320,14 @@ mod tests {
         check(&host("gate", &["role:gateway"]), &other, true);
         check(&log, &mine, false);
         check(&plain, &log, true);
-        check(&plain, &host("box2", &[]), false);
+        // Of a machine, its doorbell, which does not let it be found.
+        for (from, to) in [(&plain, &host("box2", &[])), (&mine, &log), (&mine, &plain)] {
+            let ports = policy.ports(from, to).unwrap();
+            assert_eq!(ports, Ports::Only(BTreeSet::from([DOORBELL_PORT])));
+        }
+        assert!(!policy.may_find(&plain, &host("box2", &[])) && !policy.may_find(&mine, &plain));
         let ports = policy.ports(&node, &plain).unwrap();
         assert!(ports.admit(SUPERVISOR_PORT) && !ports.admit(22));
-        check(&mine, &log, false);
-        check(&mine, &plain, false);
         let artifacts = host("store", &["role:registry"]);
         let ports = policy.ports(&other, &artifacts).unwrap();
         assert!(ports.admit(ARTIFACTS_PORT) && !ports.admit(8700));
@@ -412,7 +422,12 @@ mod tests {
         let (core, edge) = (host("core", &["role:auth"]), host("edge", &["role:node"]));
         let (plain, other) = (host("box2", &[]), host("box3", &["gpu"]));
         assert!(policy.may_find(&core, &plain) && policy.may_find(&plain, &core));
-        assert_eq!(policy.ports(&core, &plain), None, "no port of it");
+        let door = Ports::Only(BTreeSet::from([DOORBELL_PORT]));
+        assert_eq!(
+            policy.ports(&core, &plain),
+            Some(door),
+            "nothing else of it"
+        );
         assert!(!policy.may_find(&plain, &other));
         // An app is reached by the public edge, and does not learn where that is.
         assert!(policy.may_find(&edge, &app(1, "main")));

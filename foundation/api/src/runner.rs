@@ -80,9 +80,15 @@ pub struct Boot {
     pub logs: PathBuf,
     /// Directory for compiled code.
     pub cache: PathBuf,
+    /// Directory of the machine's volumes: an app's is `<app>/` in it. Without, no app that has one starts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volumes: Option<PathBuf>,
     /// The container engine's socket, `unix:///run/user/1000/docker.sock`; without, the usual one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine: Option<String>,
+    /// What the machine makes microVMs of; without, none can be made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub microvms: Option<MicroVms>,
     /// Where the runner's WireGuard socket binds; port 0 picks one.
     pub underlay: SocketAddr,
     /// Who may call it; further peers come by [`Request::SetPeers`]. With a coordinator they count while
@@ -91,8 +97,45 @@ pub struct Boot {
     /// Where the runner gets its lease, and learns who calls it; without, `peers` is all there is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub coordinator: Option<CoordinatorAt>,
+    /// Its instance was idle and is woken: while it has no lease of its own it is reached through its machine's
+    /// doorbell ([`Request::Door`]), and what can be started without asking anybody is.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub woken: bool,
     /// 32 random bytes in base64url: proves both sides of the control socket to each other.
     pub secret: String,
+}
+
+/// What a machine makes microVMs of: files of its own, each by an absolute path. The runner program is asked with
+/// this, as JSON, whether they do (`--probe-microvms`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MicroVms {
+    /// The kernel of the guests: an uncompressed `vmlinux`, or a `bzImage`.
+    pub kernel: PathBuf,
+    /// Its modules, `lib/modules/<release>` of the kernel's own package; none if it has built in what guests need.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub modules: Option<PathBuf>,
+    /// The guests' first process, `tabbify-guest-init`.
+    pub init: PathBuf,
+    /// The program that runs them; without, the usual one by its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub monitor: Option<PathBuf>,
+    /// Who executes the guests' instructions.
+    #[serde(default)]
+    pub acceleration: Acceleration,
+}
+
+/// Who executes the instructions of a microVM.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Acceleration {
+    /// The processor if a guest has been seen to boot on it, else a program.
+    #[default]
+    Auto,
+    /// The processor, through `/dev/kvm`.
+    Kvm,
+    /// A program: slower, and everywhere.
+    Tcg,
 }
 
 /// The coordinator, as a machine tells its runners. Nothing in it is secret.
@@ -199,6 +242,12 @@ pub enum Request {
         /// The new list.
         peers: Vec<PeerRecord>,
     },
+    /// Where the coordinator is now: a supervisor that adopts a runner says it, since the place may be another
+    /// than the one in the boot document. Only its doors count; the platform stays the same.
+    SetCoordinator {
+        /// Where.
+        at: CoordinatorAt,
+    },
     /// To a runner in [`StateName::Unleased`]: exchange this for your lease. It is in
     /// [`StateName::Starting`] when it answers.
     Spawn(Spawn),
@@ -207,8 +256,32 @@ pub enum Request {
         /// Milliseconds from now.
         deadline_ms: u64,
     },
+    /// As [`Request::Drain`], but only in [`StateName::Idle`]: a runner that has something to do again refuses,
+    /// and goes on.
+    Sleep {
+        /// Milliseconds from now.
+        deadline_ms: u64,
+    },
+    /// Serve this connection: after [`Answer::Done`], what follows on the socket, both ways, are the bytes of a
+    /// caller's connection, which the machine's doorbell has let in. It is answered once the app can be reached,
+    /// and refused if it will not be.
+    Door(Visitor),
     /// End, now. Answers before it does.
     Stop,
+}
+
+/// Who has come to an instance through its machine's doorbell, as the mesh has proven it there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Visitor {
+    /// The port of the app that was dialed.
+    pub port: u16,
+    /// The caller's key.
+    pub peer: MeshKey,
+    /// The caller's inner address and port.
+    pub remote: SocketAddrV6,
+    /// Whether the platform calls it a public edge.
+    pub is_node: bool,
 }
 
 /// What a runner answers.
@@ -223,7 +296,7 @@ pub enum Answer {
     },
     /// To [`Request::Status`] and [`Request::Wait`].
     Status(Status),
-    /// To [`Request::Drain`].
+    /// To [`Request::Drain`] and [`Request::Sleep`].
     Drained {
         /// Requests that ended well after it began.
         finished: u64,
@@ -249,6 +322,9 @@ pub enum StateName {
     Starting,
     /// Answers on its addresses.
     Ready,
+    /// The same, and has had nothing to do for as long as its version says
+    /// ([`RunConfig::idle_after_ms`]): its supervisor may end it until the next request.
+    Idle,
     /// Finishes what it has begun.
     Draining,
     /// Cannot serve, and is about to end.

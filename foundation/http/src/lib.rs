@@ -5,13 +5,16 @@
 //! with; owns no channel.
 
 mod accept;
+pub mod answer;
 mod authorization;
 mod client;
 pub mod ndjson;
 mod patience;
 mod server;
+mod upgrade;
 
 pub use accept::{Accept, Origin};
 pub use authorization::{Twice, bearer, presented};
 pub use client::{Again, Answer, AnswerError, Client, Connection};
 pub use server::{Handle, Limits, Place, Server};
+pub use upgrade::{tokens, wanted_upgrade};

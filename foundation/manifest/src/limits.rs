@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tabbify_types::ByteSize;
+use tabbify_types::{APP_PORT, ByteSize};
 
 /// LIMIT: bytes of a `tabbify.toml` or `tabbify.lock`.
 pub const FILE_LEN_MAX: usize = 64 * 1024;
@@ -34,6 +34,8 @@ pub const SEGMENTS_COUNT_MAX: usize = 64;
 pub const SCHEDULES_MAX: usize = 32;
 /// LIMIT: `[[port]]` blocks.
 pub const PORTS_MAX: usize = 32;
+/// Ports of an app's address at which its runner answers itself: no `[[port]]` has their number.
+pub const PLATFORM_PORTS: [u16; 2] = [APP_PORT, APP_PORT + 1];
 /// LIMIT: `[[deploy]]` blocks.
 pub const DEPLOYS_MAX: usize = 64;
 /// LIMIT: copies of an app on one target.

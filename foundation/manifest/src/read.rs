@@ -5,13 +5,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use tabbify_types::APP_PORT;
 use tabbify_types::event::v1::{Access, RuntimeKind};
 
 use crate::limits::{
     DEPLOYS_MAX, EGRESS_COUNT_MAX, ENV_COUNT_MAX, ENV_LEN_MAX, HEALTHY_WITHIN_MAX,
-    IDLE_TIMEOUT_MAX, MEMORY_MAX, MEMORY_MIN, PORTS_MAX, REPLICAS_MAX, SCHEDULES_MAX,
-    SEGMENTS_COUNT_MAX, STOP_TIMEOUT_MAX, VOLUME_MAX, VOLUME_MIN,
+    IDLE_TIMEOUT_MAX, MEMORY_MAX, MEMORY_MIN, PLATFORM_PORTS, PORTS_MAX, REPLICAS_MAX,
+    SCHEDULES_MAX, SEGMENTS_COUNT_MAX, STOP_TIMEOUT_MAX, VOLUME_MAX, VOLUME_MIN,
 };
 use crate::manifest::{
     App, Build, Delivery, Deploy, Events, Health, Lifecycle, Manifest, Port, Runtime, Schedule,
@@ -424,7 +423,7 @@ fn ports(root: &Section<'_>, out: &mut Problems) -> Vec<Port> {
     for block in root.blocks(out, "port", PORTS_MAX) {
         let number = block.required(out, "number", "write number = 5432", |node| {
             let number = value::count(node, u16::MAX)?;
-            if number == APP_PORT {
+            if PLATFORM_PORTS.contains(&number) {
                 return Err(Wrong::new(
                     "is where the platform itself answers",
                     "choose another port",
@@ -446,17 +445,25 @@ fn ports(root: &Section<'_>, out: &mut Problems) -> Vec<Port> {
 fn deploys(root: &Section<'_>, out: &mut Problems) -> Vec<Deploy> {
     let mut read = Vec::new();
     let mut seen: BTreeSet<Supervisor> = BTreeSet::new();
+    // Its type was checked, and reported, where it was read.
+    let runtime = root.sub(&mut Problems::new(""), "runtime");
+    let has_volume = runtime.get("volume").is_some();
     for block in root.blocks(out, "deploy", DEPLOYS_MAX) {
         let fix = "write supervisor = \"any\", \"name:box1\" or \"tag:gpu\"";
         let supervisor = block.required(out, "supervisor", fix, |node| {
             let supervisor = value::supervisor(node)?;
-            if seen.insert(supervisor.clone()) {
-                Ok(supervisor)
-            } else {
+            if !seen.insert(supervisor.clone()) {
                 Err(Wrong::new(
                     "stands in another [[deploy]] too",
                     "keep one block for each target",
                 ))
+            } else if has_volume && seen.len() > 1 {
+                Err(Wrong::new(
+                    "is a target too many: a volume has one holder",
+                    "keep one [[deploy]], or remove the volume",
+                ))
+            } else {
+                Ok(supervisor)
             }
         });
         let runtime = block.field(out, "runtime", |node| value::choice(node, &RUNTIMES));

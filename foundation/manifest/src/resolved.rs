@@ -4,15 +4,15 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tabbify_types::event::v1::{
-    Access, ImageConfig, ImagePort, Machines, Placement, RunConfig, RuntimeKind, SecretDelivery,
-    SecretUse,
+    Access, DeployTarget, ImageConfig, ImagePort, Machines, Placement, RunConfig, RuntimeKind,
+    SecretDelivery, SecretUse, SnapshotEvery, VolumeUse,
 };
 use tabbify_types::{AppId, AppName, ByteSize};
 
 use crate::Egress;
 use crate::init::Detected;
 use crate::manifest::{
-    Build, Command, Cpus, Delivery, Events, Lifecycle, Manifest, Port, Schedule, Secret,
+    Build, Command, Cpus, Delivery, Events, Lifecycle, Manifest, Port, Schedule, Secret, Snapshots,
     Supervisor, Volume,
 };
 use crate::problem::{ManifestErrors, Problems};
@@ -33,9 +33,10 @@ pub const DEFAULT_STOP_TIMEOUT: Duration = Duration::from_secs(30);
 const DEFAULT_MEMORY_WASM: ByteSize = ByteSize::mib(64);
 /// Memory of everything else.
 const DEFAULT_MEMORY: ByteSize = ByteSize::mib(512);
-/// Without a `lifecycle`, every app is always on: idle stop and wake do not exist yet, and an app
-/// that claims to idle and does not would be a lie.
-const DEFAULT_LIFECYCLE: Lifecycle = Lifecycle::AlwaysOn;
+/// How long an app that stops when idle is kept without requests.
+const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(5 * 60);
+/// What a volume may hold.
+const DEFAULT_VOLUME_SIZE: ByteSize = ByteSize::mib(1024);
 const DEFAULT_CPUS: Cpus = Cpus::from_milli(1000);
 
 /// A manifest with every default filled in.
@@ -80,8 +81,8 @@ pub struct Running {
     pub health_path: Option<String>,
     /// How long it may take to become healthy.
     pub healthy_within: Duration,
-    /// Whether it stops when idle.
-    pub lifecycle: Lifecycle,
+    /// How long it may have nothing to do before it is stopped; without, it is always on.
+    pub idle_after: Option<Duration>,
     /// How long a stopping instance may finish what it has begun.
     pub stop_timeout: Duration,
     /// The most memory it may use.
@@ -182,12 +183,30 @@ impl Manifest {
             port,
             health_path: written.health.path.clone(),
             healthy_within: written.health.within.unwrap_or(DEFAULT_HEALTHY_WITHIN),
-            lifecycle: written.lifecycle.unwrap_or(DEFAULT_LIFECYCLE),
+            idle_after: match written
+                .lifecycle
+                .unwrap_or_else(|| self.lifecycle(runtime, port))
+            {
+                Lifecycle::OnRequest => Some(written.idle_timeout.unwrap_or(DEFAULT_IDLE_TIMEOUT)),
+                Lifecycle::AlwaysOn => None,
+            },
             stop_timeout: written.stop_timeout.unwrap_or(DEFAULT_STOP_TIMEOUT),
             memory: written.memory.unwrap_or(memory),
             cpus: written.cpus.unwrap_or(DEFAULT_CPUS),
             replicas: written.replicas.unwrap_or(1),
             volume: written.volume.clone(),
+        }
+    }
+
+    /// Without a `lifecycle`: a component is there again before anybody notices; others take their time, or have
+    /// something to do that is no request.
+    fn lifecycle(&self, runtime: RuntimeKind, port: HttpPort) -> Lifecycle {
+        let written = &self.runtime;
+        let is_quick =
+            runtime == RuntimeKind::WasmHttp && written.volume.is_none() && port != HttpPort::None;
+        match is_quick || written.idle_timeout.is_some() {
+            true => Lifecycle::OnRequest,
+            false => Lifecycle::AlwaysOn,
         }
     }
 
@@ -255,23 +274,60 @@ fn detected_build(detected: &Detected, out: &mut Problems) -> Option<Build> {
 }
 
 impl Resolved {
-    /// What an instance of the first target needs: the only one, until `[[deploy]]` is supported.
+    /// What an instance of the first target needs.
     #[must_use]
     pub fn run_config(&self) -> RunConfig {
-        let target = self
-            .targets
-            .first()
-            .expect("resolve gives at least one target");
+        self.run_on(self.first())
+    }
+
+    /// Where the first target's instances may run.
+    #[must_use]
+    pub fn placement(&self) -> Placement {
+        self.placement_of(self.first())
+    }
+
+    /// The targets after the first.
+    #[must_use]
+    pub fn further(&self) -> Vec<DeployTarget> {
+        let further = self.targets.iter().skip(1).map(|target| DeployTarget {
+            run: self.run_on(target),
+            placement: self.placement_of(target),
+        });
+        further.collect()
+    }
+
+    fn first(&self) -> &Target {
+        let first = self.targets.first();
+        first.expect("INVARIANT: resolve gives at least one target")
+    }
+
+    fn run_on(&self, target: &Target) -> RunConfig {
+        let running = &self.running;
         RunConfig {
             runtime: target.runtime,
             entry: self.entry().to_owned(),
-            memory: self.running.memory,
+            memory: running.memory,
             env: target.env.clone(),
-            stop_timeout_ms: millis(self.running.stop_timeout),
-            healthy_within_ms: millis(self.running.healthy_within),
+            stop_timeout_ms: millis(running.stop_timeout),
+            healthy_within_ms: millis(running.healthy_within),
             image: self.image_config(),
             secrets: self.secret_uses(),
-            egress: Vec::new(),
+            egress: self.egress.iter().map(ToString::to_string).collect(),
+            idle_after_ms: running.idle_after.map(millis),
+            volume: running.volume.as_ref().map(volume_use),
+            ports: self.ports.iter().map(|port| port.number).collect(),
+        }
+    }
+
+    fn placement_of(&self, target: &Target) -> Placement {
+        Placement {
+            on: match &target.supervisor {
+                Supervisor::Any => Machines::Any,
+                Supervisor::Name(name) => Machines::Name(name.clone()),
+                Supervisor::Tag(tag) => Machines::Tag(tag.clone()),
+            },
+            volume: self.running.volume.is_some(),
+            replicas: self.running.replicas,
         }
     }
 
@@ -309,23 +365,6 @@ impl Resolved {
         })
     }
 
-    /// Where the first target's instances may run.
-    #[must_use]
-    pub fn placement(&self) -> Placement {
-        let target = self
-            .targets
-            .first()
-            .expect("resolve gives at least one target");
-        Placement {
-            on: match &target.supervisor {
-                Supervisor::Any => Machines::Any,
-                Supervisor::Name(name) => Machines::Name(name.clone()),
-                Supervisor::Tag(tag) => Machines::Tag(tag.clone()),
-            },
-            volume: self.running.volume.is_some(),
-        }
-    }
-
     /// The file of the artifact that is run; empty for an image, which is no file of it.
     #[must_use]
     pub fn entry(&self) -> &'static str {
@@ -334,6 +373,19 @@ impl Resolved {
             Build::Archive { .. } => IMAGE_ENTRY,
             Build::Dockerfile { .. } | Build::Image { .. } => "",
         }
+    }
+}
+
+fn volume_use(volume: &Volume) -> VolumeUse {
+    VolumeUse {
+        mount: volume.mount.clone(),
+        size: volume.size.unwrap_or(DEFAULT_VOLUME_SIZE),
+        snapshots: match volume.snapshots {
+            Some(Snapshots::Hourly) => Some(SnapshotEvery::Hour),
+            Some(Snapshots::Daily) => Some(SnapshotEvery::Day),
+            Some(Snapshots::Weekly) => Some(SnapshotEvery::Week),
+            Some(Snapshots::Never) | None => None,
+        },
     }
 }
 

@@ -32,41 +32,30 @@ const NOT_YET: &[Row] = &[
     row("runtime.command", "", REMOVE),
     row("runtime.port", "8080", REMOVE),
     row("runtime.health.path", "", REMOVE),
-    row(
-        "runtime.lifecycle",
-        "\"always_on\"",
-        "write lifecycle = \"always_on\" or remove it",
-    ),
-    row("runtime.idle_timeout", "", REMOVE),
     row("runtime.cpus", "", REMOVE),
-    row("runtime.replicas", "1", "write replicas = 1 or remove it"),
-    row("runtime.volume", "", REMOVE),
-    row("network.egress", "[]", REMOVE),
+    row("runtime.volume.snapshots", "\"never\"", REMOVE),
     row("events.subscribe", "[]", REMOVE),
     row("events.emit", "[]", REMOVE),
     row("events.path", "\"/.tabbify/events\"", REMOVE),
     row("release.command", "", REMOVE),
     row("schedule[]", "", REMOVE),
     row("port[]", "", REMOVE),
-    row(
-        "deploy[].supervisor",
-        "\"any\"",
-        "write supervisor = \"any\" or remove the block",
-    ),
     row("deploy[].runtime", "\"wasm-http\"", REMOVE),
-    row("deploy[].env", "{}", REMOVE),
 ];
 
-/// What is refused above and built for the image of a file: the key, and the only value that already does
-/// what it says; empty if all do.
+/// What is refused above and built for the image of a file: the key, and a value that already does what it
+/// says; empty if all do.
 const OF_ARCHIVES: &[(&str, &str)] = &[
     ("build.image", ""),
     ("runtime.type", "\"docker\""),
+    ("runtime.type", "\"firecracker\""),
     ("runtime.command", ""),
     ("runtime.port", ""),
     ("runtime.health.path", ""),
     ("runtime.cpus", ""),
+    ("port[]", ""),
     ("deploy[].runtime", "\"docker\""),
+    ("deploy[].runtime", "\"firecracker\""),
 ];
 
 /// Every key of a valid manifest whose feature is not built yet, in the order of the lines.
@@ -75,8 +64,9 @@ pub fn not_supported_yet(manifest: &Manifest) -> Vec<Problem> {
     let mut problems = Vec::new();
     let is_archive = matches!(manifest.build, Some(Build::Archive { .. }));
     let built = |key: &str, value: &str| {
-        let row = OF_ARCHIVES.iter().find(|(built, _)| *built == key);
-        is_archive && row.is_some_and(|(_, only)| only.is_empty() || *only == value)
+        let does =
+            |(built, only): &(&str, &str)| *built == key && (only.is_empty() || *only == value);
+        is_archive && OF_ARCHIVES.iter().any(does)
     };
     for (path, entry) in &manifest.written.entries {
         let pattern = pattern_of(path);
@@ -101,8 +91,7 @@ pub fn not_supported_yet(manifest: &Manifest) -> Vec<Problem> {
     problems
 }
 
-/// What is missing of secrets: a container's configuration would be a copy of them on disk, and a
-/// component has no files that are gone with its runner.
+/// What is missing of secrets: a component has no files that are gone with its runner.
 fn secrets(manifest: &Manifest) -> Vec<Problem> {
     let written = &manifest.written;
     let problem = |path: &str, what: &str, fix: &str| {
@@ -118,8 +107,8 @@ fn secrets(manifest: &Manifest) -> Vec<Problem> {
         }
     };
     let is_component = matches!(manifest.build, Some(Build::Wasm { .. }) | None);
-    if !is_component && !manifest.secrets.is_empty() {
-        return vec![problem("secrets", "[secrets] of an image", REMOVE)];
+    if !is_component {
+        return Vec::new();
     }
     let files = manifest.secrets.iter();
     let files = files.filter(|(_, secret)| secret.delivery == Delivery::File);
@@ -186,13 +175,21 @@ mod tests {
             "build.context",
             "build.command",
             "runtime.health.within",
+            "runtime.lifecycle",
+            "runtime.idle_timeout",
             "runtime.stop_timeout",
             "runtime.memory",
+            "runtime.replicas",
+            "runtime.volume.mount",
+            "runtime.volume.size",
             "env.*",
             "secrets.*",
             "secrets.*.name",
             // But for a file, which `secrets` refuses above.
             "secrets.*.as",
+            "network.egress",
+            "deploy[].supervisor",
+            "deploy[].env.*",
         ];
         assert_eq!(supported, expected);
     }

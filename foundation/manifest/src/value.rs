@@ -376,13 +376,15 @@ pub(crate) fn mount_path(node: &Node) -> Result<String, Wrong> {
     if text.len() > PATH_LEN_MAX || text.contains(char::is_control) || !rest.split('/').all(plain) {
         return Err(Wrong::new("is not a place for a volume", fix));
     }
-    if ["proc", "sys", "dev"]
-        .iter()
-        .any(|taken| rest.split('/').next() == Some(taken))
-    {
-        return Err(Wrong::new("belongs to the kernel", fix));
+    match rest.split('/').next() {
+        Some("proc" | "sys" | "dev") => Err(Wrong::new("belongs to the kernel", fix)),
+        // Each instance gets these anew, as memory of its own; some of them after its volume.
+        Some("run" | "tmp" | ".tabbify-enter") => {
+            let what = "belongs to the platform, which keeps nothing there";
+            Err(Wrong::new(what, fix))
+        }
+        _ => Ok(format!("/{rest}")),
     }
-    Ok(format!("/{rest}"))
 }
 
 /// The name of an environment variable that the app may set.
@@ -585,9 +587,15 @@ mod tests {
         assert_eq!(mount("/data/").unwrap(), "/data");
         assert_eq!(mount("/var/lib/x").unwrap(), "/var/lib/x");
         for bad in [
-            "", "data", "/", "//", "/a//b", "/a/../b", "/proc/x", "/dev", "/a\n",
+            "", "data", "/", "//", "/a//b", "/a/../b", "/proc/x", "/dev", "/dev/shm", "/a\n",
         ] {
             assert!(mount(bad).is_err(), "{bad}");
         }
+        for taken in ["/run", "/run/secrets", "/tmp/", "/tmp/x", "/.tabbify-enter"] {
+            let wrong = mount(taken).unwrap_err();
+            assert!(wrong.message.contains("platform"), "{taken}: {wrong:?}");
+        }
+        assert_eq!(mount("/runs").unwrap(), "/runs");
+        assert_eq!(mount("/srv/tmp").unwrap(), "/srv/tmp");
     }
 }

@@ -155,6 +155,6 @@ fn the_documented_example_parses() {
     assert!(
         refused
             .iter()
-            .any(|problem| problem.key == "network.egress" && problem.line == 33)
+            .any(|problem| problem.key == "events.subscribe" && problem.line == 36)
     );
 }

@@ -17,6 +17,7 @@
 mod cache;
 mod changes;
 mod check;
+mod doors;
 mod feed;
 mod joining;
 mod names;
@@ -40,13 +41,16 @@ use tabbify_api::mesh::{Changed, Changes, Lease, Leases, PeerRecord, ResolveErro
 use tabbify_api::policy::Ports;
 use tabbify_api::{BoxFuture, ErrorCode, Problem};
 use tabbify_http::{Again, AnswerError, Client};
+use tabbify_process::connect::Connect;
 use tabbify_process::{Clock, Importance, Tasks, chain};
 use tabbify_token::{DocumentType, SecretKey, Verifier};
-use tabbify_types::{MeshKey, VerifyingKeyBytes};
+use tabbify_types::{Digest, MeshKey, VerifyingKeyBytes};
 use tokio::sync::{Notify, broadcast};
+use tokio::time::Instant;
 
 use crate::life::LEASE_LIFE;
-use crate::tls::Door;
+use crate::proof::MeshSecret;
+use crate::tls::{Door, TlsKeyError};
 
 use cache::{Cache, Known};
 use changes::Heard;
@@ -88,6 +92,8 @@ pub struct RemoteStats {
     pub known: u64,
     /// Questions that were answered, in an outage, from what had ended or may have changed.
     pub outage: u64,
+    /// Questions that were answered from what may have changed, since a coordinator is there and has no time.
+    pub busy: u64,
     /// Changes that were heard.
     pub heard: u64,
 }
@@ -100,6 +106,7 @@ struct Counters {
     asked: AtomicU64,
     known: AtomicU64,
     outage: AtomicU64,
+    busy: AtomicU64,
     heard: AtomicU64,
 }
 
@@ -109,13 +116,20 @@ pub struct RemoteCoordinator(Arc<Inner>);
 
 struct Inner {
     /// One for each coordinator; the first of them that answers is asked first the next time.
-    clients: Vec<Client>,
+    clients: RwLock<Arc<[Client]>>,
     first: AtomicUsize,
+    /// They are others now.
+    moved: Notify,
+    /// What kept connections end with.
+    kept: Tasks,
+    /// What further doors prove.
+    secret: Option<MeshSecret>,
     own: MeshKey,
     root: Root,
     verifier: RwLock<Verifier>,
     cache: Mutex<Cache>,
     names: names::Asked,
+    doors: doors::Kept,
     /// Whether changes are heard.
     live: AtomicBool,
     reported: Mutex<std::collections::BTreeMap<MeshKey, Vec<SocketAddr>>>,
@@ -163,6 +177,11 @@ impl RequestFailed {
             ),
         }
     }
+
+    /// Whether a coordinator is there and has no time.
+    fn is_busy(&self) -> bool {
+        matches!(self, Self::Refused(problem) if problem.code == ErrorCode::RateLimited)
+    }
 }
 
 impl RemoteCoordinator {
@@ -179,18 +198,21 @@ impl RemoteCoordinator {
         let root = Root::new(config.root)?;
         let verifier = RwLock::new(root.verifier(&config.issuers));
         let own = doors.first().map_or(MeshKey([0; 32]), Door::key);
+        let secret = doors.first().map(|door| door.secret().clone());
         // Kept connections end with their client: nobody waits for them.
         let kept = tasks.child();
-        let client =
-            |door: Door| Client::new("coordinator client", Arc::new(door), ANSWER_WITHIN, &kept);
         let this = Self(Arc::new(Inner {
-            clients: doors.into_iter().map(client).collect(),
+            clients: RwLock::new(clients(doors, &kept)),
             first: AtomicUsize::new(0),
+            moved: Notify::new(),
+            kept,
+            secret,
             own,
             root,
             verifier,
             cache: Mutex::default(),
             names: names::Asked::default(),
+            doors: doors::Kept::default(),
             live: AtomicBool::new(false),
             reported: Mutex::default(),
             report: Notify::new(),
@@ -211,6 +233,34 @@ impl RemoteCoordinator {
             let _ = stop.run_until_cancelled(reporting.report()).await;
         });
         Ok(this)
+    }
+
+    /// The coordinators, with the digests of their TLS keys, are here from now on and nowhere else; none changes
+    /// nothing. They are those of the same platform: its root key stays, and so does the key that we prove.
+    ///
+    /// # Errors
+    /// [`TlsKeyError::Tls`].
+    pub fn move_to(&self, places: Vec<(Arc<dyn Connect>, Digest)>) -> Result<(), TlsKeyError> {
+        let inner = &self.0;
+        let Some(secret) = inner.secret.as_ref().filter(|_| !places.is_empty()) else {
+            return Ok(());
+        };
+        let doors = places.into_iter();
+        let doors = doors.map(|(connect, pin)| Door::new(connect, pin, secret.clone()));
+        let clients = clients(doors.collect::<Result<_, _>>()?, &inner.kept);
+        *inner
+            .clients
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = clients;
+        inner.first.store(0, Ordering::Relaxed);
+        inner.moved.notify_one();
+        inner.report.notify_one();
+        Ok(())
+    }
+
+    fn clients(&self) -> Arc<[Client]> {
+        let clients = self.0.clients.read();
+        Arc::clone(&clients.unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Our own WireGuard key.
@@ -249,6 +299,7 @@ impl RemoteCoordinator {
             asked: at(&counters.asked),
             known: at(&counters.known),
             outage: at(&counters.outage),
+            busy: at(&counters.busy),
             heard: at(&counters.heard),
         }
     }
@@ -272,7 +323,7 @@ impl RemoteCoordinator {
         let next = inner.first.load(Ordering::Relaxed).wrapping_add(1);
         inner
             .first
-            .store(next % inner.clients.len().max(1), Ordering::Relaxed);
+            .store(next % self.clients().len().max(1), Ordering::Relaxed);
     }
 
     /// Tries at once what waits for a coordinator to be there: for whoever knows that one is.
@@ -357,6 +408,15 @@ impl RemoteCoordinator {
                 Ok(known)
             }
             Err(error) if error.is_no_answer() => match cached {
+                // Who has no time for us is there: what has ended stays ended. Who cannot decide yet, as one that has
+                // just started, or breaks over the question, is as good as away.
+                Some(known) if error.is_busy() => {
+                    if known.not_after <= now {
+                        return Err(ResolveError::Unreachable(error.to_string()));
+                    }
+                    count(&inner.counters.busy);
+                    Ok(known)
+                }
                 Some(known) if now < known.not_after.plus(inner.outage_grace) => {
                     count(&inner.counters.outage);
                     Ok(known)
@@ -387,12 +447,12 @@ impl RemoteCoordinator {
         body: Bytes,
     ) -> Result<T, RequestFailed> {
         let inner = &self.0;
-        let first = inner.first.load(Ordering::Relaxed);
+        let (clients, first) = (self.clients(), inner.first.load(Ordering::Relaxed));
         let mut why = RequestFailed::Unreachable("none is configured".to_owned());
-        for n in 0..inner.clients.len() {
-            let at = (first + n) % inner.clients.len();
+        for n in 0..clients.len() {
+            let at = (first + n) % clients.len();
             let request = request(&method, path, body.clone());
-            match answer(&inner.clients[at], request).await {
+            match answer(&clients[at], request).await {
                 Err(error) if error.is_no_answer() => why = error,
                 answered => {
                     inner.first.store(at, Ordering::Relaxed);
@@ -453,6 +513,12 @@ impl RemoteCoordinator {
     fn cache(&self) -> MutexGuard<'_, Cache> {
         self.0.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn clients(doors: Vec<Door>, kept: &Tasks) -> Arc<[Client]> {
+    let client =
+        |door: Door| Client::new("coordinator client", Arc::new(door), ANSWER_WITHIN, kept);
+    doors.into_iter().map(client).collect()
 }
 
 /// One more.
@@ -537,6 +603,10 @@ impl Resolver for RemoteCoordinator {
         Box::pin(async move { Ok(self.known(Ask::Key(key)).await?.record) })
     }
 
+    fn doubt(&self, address: Ipv6Addr) {
+        self.cache().doubt(&Ask::Address(address), Instant::now());
+    }
+
     fn changes(&self) -> Option<Box<dyn Changes>> {
         Some(Box::new(Heard(self.0.changed.subscribe())))
     }
@@ -545,7 +615,6 @@ impl Resolver for RemoteCoordinator {
 impl fmt::Debug for Inner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Inner")
-            .field("clients", &self.clients)
             .field("own", &self.own)
             .finish_non_exhaustive()
     }

@@ -181,6 +181,10 @@ impl Door {
         self.secret.public()
     }
 
+    pub(crate) const fn secret(&self) -> &MeshSecret {
+        &self.secret
+    }
+
     async fn open(&self) -> io::Result<client::TlsStream<Box<dyn Stream>>> {
         let stream = self.connect.connect().await?;
         let name = ServerName::try_from(SERVER_NAME).map_err(io::Error::other)?;

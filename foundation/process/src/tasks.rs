@@ -48,7 +48,7 @@ impl TaskHandle {
 pub struct Tasks {
     token: CancellationToken,
     tracker: TaskTracker,
-    aborts: Arc<Mutex<Vec<AbortHandle>>>,
+    aborts: Arc<Mutex<Vec<(&'static str, AbortHandle)>>>,
     failure: Arc<Mutex<Option<String>>>,
     process: CancellationToken,
 }
@@ -136,9 +136,9 @@ impl Tasks {
         let mut aborts = self.aborts.lock().unwrap_or_else(PoisonError::into_inner);
         if aborts.len() == aborts.capacity() {
             // Grows only with tasks that are alive.
-            aborts.retain(|abort| !abort.is_finished());
+            aborts.retain(|(_, abort)| !abort.is_finished());
         }
-        aborts.push(abort.clone());
+        aborts.push((name, abort.clone()));
         TaskHandle(abort)
     }
 
@@ -171,12 +171,14 @@ impl Tasks {
         let done = tokio::time::timeout(deadline, self.tracker.wait())
             .await
             .is_ok();
-        for abort in self
-            .aborts
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .drain(..)
-        {
+        let mut aborts = self.aborts.lock().unwrap_or_else(PoisonError::into_inner);
+        let left: Vec<_> = aborts.drain(..).collect();
+        drop(aborts);
+        let left = left.iter().filter(|(_, abort)| !abort.is_finished());
+        for (name, abort) in left {
+            if !done {
+                tracing::warn!(task = name, "it did not end in time");
+            }
             abort.abort();
         }
         done

@@ -83,7 +83,7 @@ catalog! {
         InstanceDrained, AppFailed, AppIdled, AppWoken, AppUnavailable, AppStopped, DeployFinished,
         AppRolledBack, DomainAdded, DomainRemoved, AppDestroyed,
         AppStartRequested, AppStopRequested, AppRestartRequested, AppWakeRequested,
-        AppDestroyRequested,
+        AppDestroyRequested, AppCommandAdmitted, AppPortAdmitted,
         BuildRequested, BuildStarted, BuildSucceeded, BuildFailed,
         SecretRegistered, SecretRotated, SecretRemoved,
         SandboxSpawnRequested, SandboxStarted, SandboxLog, SandboxExited,

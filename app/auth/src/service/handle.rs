@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use serde::Serialize;
@@ -19,8 +19,8 @@ use tabbify_api::auth::people::{
 use tabbify_api::auth::{
     Authority as _, Issuer as _, JWKS_PATH, People as _, SOURCE_HEADER, TOKEN_PATH, TokenRequest,
 };
-use tabbify_api::error::PROBLEM_MEDIA_TYPE;
 use tabbify_api::{ErrorCode, Problem};
+use tabbify_http::answer;
 use tabbify_token::Kind;
 use tabbify_types::RequestId;
 
@@ -50,7 +50,7 @@ pub(super) async fn handle(auth: &Auth, peer: &Peer, request: Request<Incoming>)
             } else {
                 tracing::debug!(request = %id, %method, path, code, "request refused");
             }
-            refusal(&problem)
+            answer::problem(&problem)
         }
     }
 }
@@ -79,7 +79,7 @@ async fn route(
     match path {
         JWKS_PATH => {
             only(method, &Method::GET, path)?;
-            Ok(json(&auth.jwks()))
+            Ok(answer::json(&auth.jwks()))
         }
         TOKEN_PATH => {
             only(method, &Method::POST, path)?;
@@ -230,7 +230,7 @@ async fn body<T: DeserializeOwned>(incoming: Incoming) -> Result<T, Box<Problem>
 
 fn said<T: Serialize>(answer: Result<T, RequestError>) -> Result<Answer, Box<Problem>> {
     match answer {
-        Ok(value) => Ok(json(&value)),
+        Ok(value) => Ok(answer::json(&value)),
         Err(error) => Err(Box::new(error.problem())),
     }
 }
@@ -240,37 +240,4 @@ fn done(answer: Result<(), RequestError>) -> Result<Answer, Box<Problem>> {
     let mut answer = Response::new(Full::default());
     *answer.status_mut() = StatusCode::NO_CONTENT;
     Ok(answer)
-}
-
-fn json(value: &impl Serialize) -> Answer {
-    let bytes = serde_json::to_vec(value).expect("INVARIANT: our own shapes serialize");
-    with_type("application/json", bytes)
-}
-
-fn refusal(problem: &Problem) -> Answer {
-    let bytes = serde_json::to_vec(problem).expect("INVARIANT: our own shapes serialize");
-    let mut answer = with_type(PROBLEM_MEDIA_TYPE, bytes);
-    // Every code has a valid status, which a test of the contract holds.
-    *answer.status_mut() =
-        StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let headers = answer.headers_mut();
-    match problem.status {
-        401 => {
-            let challenge = HeaderValue::from_static("Bearer realm=\"tabbify\"");
-            headers.insert(header::WWW_AUTHENTICATE, challenge);
-        }
-        429 | 503 => {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("3"));
-        }
-        _ => {}
-    }
-    answer
-}
-
-fn with_type(media_type: &'static str, bytes: Vec<u8>) -> Answer {
-    let mut answer = Response::new(Full::new(bytes.into()));
-    let headers = answer.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    answer
 }

@@ -3,7 +3,7 @@
 use serde_json::json;
 use tabbify_api::apps::{AppStatus, AppView};
 use tabbify_types::VersionNumber;
-use tabbify_types::event::v1::Access;
+use tabbify_types::event::v1::{Access, RuntimeKind};
 
 use crate::command::Tool;
 use crate::error::{Exit, Result};
@@ -29,10 +29,21 @@ fn text(app: &AppView) -> String {
         ("serving", version(app.serving)),
         ("latest", version(app.latest)),
     ];
-    rows.extend(
-        app.primary
-            .map(|primary| ("instance", format!("#{primary}"))),
-    );
+    if app.instances.is_empty() {
+        let primary = app.primary.iter();
+        rows.extend(primary.map(|primary| ("instance", format!("#{primary}"))));
+    }
+    rows.extend(app.instances.iter().map(|it| {
+        let mark = match app.primary == Some(it.instance) {
+            true => "  primary",
+            false => "",
+        };
+        let (instance, host, runtime) = (it.instance, &it.host, runtime(it.runtime));
+        (
+            "instance",
+            format!("#{instance} on {host}  {runtime}{mark}"),
+        )
+    }));
     rows.push(("created", app.created.to_string()));
     rows.extend(
         app.problem
@@ -46,12 +57,22 @@ fn text(app: &AppView) -> String {
     output::table(&rows)
 }
 
+/// As manifests write it.
+const fn runtime(runtime: RuntimeKind) -> &'static str {
+    match runtime {
+        RuntimeKind::WasmHttp => "wasm-http",
+        RuntimeKind::Docker => "docker",
+        RuntimeKind::Firecracker => "firecracker",
+    }
+}
+
 /// As the contract writes it.
 pub(crate) fn status(status: AppStatus) -> &'static str {
     match status {
         AppStatus::New => "new",
         AppStatus::Deploying => "deploying",
         AppStatus::Healthy => "healthy",
+        AppStatus::Idle => "idle",
         AppStatus::Failed => "failed",
     }
 }

@@ -656,6 +656,7 @@ fn view(id: AppId, name: &str) -> AppView {
         serving: None,
         latest: None,
         primary: None,
+        instances: Vec::new(),
         created: Timestamp::from_secs(1_795_000_000),
         problem: None,
     }

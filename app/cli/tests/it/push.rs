@@ -186,15 +186,15 @@ fn every_mistake_of_the_manifest_and_nothing_sent() {
     let document = person.tcli(&["push", "--json"]).unwrap().json();
     assert_eq!(document["error"]["code"], "invalid_manifest");
     assert_eq!(document["error"]["exit"], 2);
-    let text = "[app]\nname = \"shop\"\n[build]\nwasm = \"x.wasm\"\n[runtime]\nreplicas = 2\n\
-                [network]\negress = [\"any\"]\n";
+    let text = "[app]\nname = \"shop\"\n[build]\nwasm = \"x.wasm\"\n[release]\ncommand = [\"true\"]\n\
+                [events]\nemit = [\"chat\"]\n";
     person.put("tabbify.toml", text).unwrap();
     person.tcli(&["push"]).unwrap().check(
         2,
         &expect![[r#"
         --- stderr
-        tabbify.toml:6: [runtime] replicas = 2 is not supported yet; write replicas = 1 or remove it
-        tabbify.toml:8: [network] egress is not supported yet; remove it
+        tabbify.toml:6: [release] command is not supported yet; remove it
+        tabbify.toml:8: [events] emit is not supported yet; remove it
         Nothing was uploaded.
     "#]],
     );

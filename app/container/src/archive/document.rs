@@ -220,6 +220,7 @@ struct RootFs {
 struct Run {
     entrypoint: Option<Vec<String>>,
     cmd: Option<Vec<String>>,
+    user: Option<String>,
     exposed_ports: Option<BTreeMap<String, serde::de::IgnoredAny>>,
 }
 
@@ -227,7 +228,7 @@ impl Config {
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, ArchiveError> {
         let document: ConfigDocument = parse(bytes, "its config")?;
         let run = document.config.unwrap_or_default();
-        let is_some = |words: &Option<Vec<String>>| words.as_ref().is_some_and(|w| !w.is_empty());
+        let words = [run.entrypoint, run.cmd].map(Option::unwrap_or_default);
         let exposed = run.exposed_ports.unwrap_or_default();
         let mut ports: Vec<u16> = exposed.keys().filter_map(|port| tcp(port)).collect();
         ports.sort_unstable();
@@ -238,7 +239,8 @@ impl Config {
             architecture: document.architecture,
             diff_ids: ids.collect::<Result<_, _>>()?,
             facts: Facts {
-                has_command: is_some(&run.entrypoint) || is_some(&run.cmd),
+                command: words.concat(),
+                user: run.user.unwrap_or_default(),
                 ports,
             },
         })

@@ -69,7 +69,7 @@ fn both_forms_are_one_image() {
         let archive = Archive::open(&path(name), HERE).unwrap();
         assert_eq!(archive.id().to_string(), id, "{name}");
         assert_eq!(archive.facts.port(), 3000);
-        assert!(archive.facts.has_command);
+        assert!(!archive.facts.command.is_empty());
         let elsewhere = Archive::open(&path(name), "arm64").unwrap_err().to_string();
         assert!(
             elsewhere.contains("for linux/amd64, and this machine is linux/arm64"),

@@ -7,13 +7,14 @@ use tokio::time::Instant;
 
 use anyhow::{Context as _, ensure};
 use serde_json::json;
-use tabbify_container::{End, Engine, Error, Reaped, Seen, healthy};
+use tabbify_container::{End, Engine, Error, PORT, Reaped, Seen, healthy};
 use tabbify_testing::apart::is_apart;
 use tabbify_testing::dockerd::Dockerd;
 use tabbify_testing::image::Image;
 use tabbify_testing::long;
 use tabbify_testing::wait::{WATCHDOG, until};
 use tabbify_types::InstanceId;
+use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpListener, UdpSocket};
 
 use crate::site::{SOON, Site, ended, get, printed, spec, up};
@@ -44,6 +45,7 @@ async fn all(dockerd: &mut Dockerd) -> anyhow::Result<()> {
         ("oci archive", Box::pin(oci_archive(site))),
         ("what it may", Box::pin(what_it_may(site))),
         ("has no way out", Box::pin(has_no_way_out(site))),
+        ("its runner's port", Box::pin(its_runners_port(site))),
         ("output", Box::pin(output(site))),
         ("exits at once", Box::pin(exits_at_once(site))),
         ("never healthy", Box::pin(never_healthy(site))),
@@ -227,6 +229,42 @@ async fn has_no_way_out(site: &Site) -> anyhow::Result<()> {
             .await
             .is_ok()
     );
+    neighbor.remove().await?;
+    Ok(container.remove().await?)
+}
+
+/// What listens for a container hears it and nobody else, the machine itself included.
+async fn its_runners_port(site: &Site) -> anyhow::Result<()> {
+    let archive = site.archive(&Image::script("exec sleep 1000")).await?;
+    let spec = spec();
+    let network = site.engine.network(&spec).await?;
+    let listener = network.listen()?;
+    let container = site.engine.start_in(network, &archive, &spec).await?;
+    ensure!(listener.address().ip() == container.host());
+    let neighbor = site.start(&Image::script("exec sleep 1000")).await?;
+    let port = PORT.to_string();
+    let line = ["nc", "-w", "2", &container.host().to_string(), &port].map(str::to_owned);
+    let tried = neighbor.exec(&line).await?;
+    ensure!(tried.code != 0, "a neighbor reaches it: {tried:?}");
+    // Nobody listens at the neighbor's own end: that is said at once, and not to it alone.
+    let own = ["nc", "-w", "2", &neighbor.host().to_string(), &port].map(str::to_owned);
+    ensure!(neighbor.exec(&own).await?.code != 0);
+    let machine = async {
+        let mut stream = tokio::net::TcpStream::connect(listener.address()).await?;
+        let read = stream.read(&mut [0]).await;
+        ensure!(!matches!(read, Ok(1..)), "the machine is heard");
+        Ok(())
+    };
+    tokio::select! {
+        accepted = listener.accept() => anyhow::bail!("the machine is taken for it: {accepted:?}"),
+        heard = machine => heard?,
+    }
+    // The program goes on until the connection ends.
+    let taken = async { listener.accept().await.map(|(_, from)| from) };
+    let (taken, tried) = tokio::join!(taken, container.exec(&line));
+    let from = taken?;
+    ensure!(from.ip() == container.address(), "{from}");
+    tried?;
     neighbor.remove().await?;
     Ok(container.remove().await?)
 }

@@ -90,6 +90,8 @@ pub(crate) fn spec() -> Spec {
         cpus_milli: 1000,
         pids: PIDS_MAX,
         read_only: false,
+        volume: None,
+        enter: None,
     }
 }
 

@@ -3,19 +3,22 @@
 //!
 //! | instance | its machine is lost or has left | is to be emptied |
 //! |---|---|---|
-//! | serves | `app_failed`, `lease_released`, `app_placed` elsewhere; nowhere: `app_unavailable` | `app_placed` elsewhere, and goes on until that one answers |
+//! | serves | `app_failed`, `lease_released`, `traffic_shifted` to the others, `app_placed` elsewhere; nowhere, and no others: `app_unavailable` | `app_placed` elsewhere, and goes on until that one answers |
 //! | is awaited | the same, in the same deploy; nowhere: `deploy_finished` failed | `app_placed` elsewhere, `app_stop_requested` |
 //! | neither | `app_failed`, `lease_released` | `app_stop_requested` |
+//!
+//! A slot that stays empty, while others serve, is filled as soon as a machine has room.
 //!
 //! What a lost machine had is also an order to it to end: when it is back, it does not go on with what is
 //! not its own any more. If nothing else can run an app, it stays the lost machine's.
 
+use std::collections::BTreeSet;
+
 use tabbify_types::event::EventError;
 use tabbify_types::event::v1::{
-    AppFailed, AppUnavailable, FailureReason, InstanceRef, LeaseReleased, TrafficShifted,
-    UnavailableReason,
+    AppFailed, AppUnavailable, FailureReason, InstanceRef, LeaseReleased, UnavailableReason,
 };
-use tabbify_types::{AppId, DeployId, HostName, InstanceId, VersionNumber};
+use tabbify_types::{AppId, DeployId, HostName, InstanceId, SlotId, VersionNumber};
 
 use super::{Draft, REPLACEMENTS_MAX, Step};
 use crate::app::{App, Instance};
@@ -67,22 +70,28 @@ fn draft(id: AppId, app: &App, mark: Mark, number: InstanceId) -> Draft<'_> {
 }
 
 fn role(room: &Room<'_>, app: &App, number: InstanceId) -> Role {
-    let lives_well = |number: InstanceId| {
-        let living = app.instances.get(&number);
+    let lives_well = |number: &InstanceId| {
+        let living = app.instances.get(number);
         living.is_some_and(|living| room.state().is_well(living))
     };
-    if app.rollout.as_ref().is_some_and(|it| it.instance == number) {
+    if app.rollout.as_ref().is_some_and(|it| it.awaits(number)) {
         return Role::Awaited;
     }
-    if app.successor == Some(number) {
+    let slot = app.instances.get(&number).map(|living| living.slot);
+    let successor = slot.and_then(|slot| app.successors.get(&slot));
+    if successor == Some(&number) {
         return Role::Follows;
     }
-    let serves = app.serving.as_ref().is_some_and(|it| it.primary == number);
-    if serves && !app.successor.is_some_and(lives_well) {
+    if serves(app, number) && !successor.is_some_and(lives_well) {
         Role::Serves
     } else {
         Role::Idle
     }
+}
+
+fn serves(app: &App, number: InstanceId) -> bool {
+    let serving = app.serving.as_ref();
+    serving.is_some_and(|it| it.instances.contains(&number))
 }
 
 /// The deploy and version that an instance with this role is of.
@@ -98,10 +107,11 @@ fn wanted(app: &App, role: Role) -> Option<(DeployId, VersionNumber)> {
 fn elsewhere(
     room: &mut Room<'_>,
     draft: &Draft<'_>,
+    slot: SlotId,
     (deploy, version): (DeployId, VersionNumber),
 ) -> Result<HostName, UnavailableReason> {
     let app = draft.app;
-    if app.replaced >= REPLACEMENTS_MAX {
+    if app.replaced(slot) >= REPLACEMENTS_MAX {
         return Err(UnavailableReason::Parked);
     }
     let no_machine = UnavailableReason::NoMachine;
@@ -111,6 +121,7 @@ fn elsewhere(
         app,
         deploy,
         release,
+        slot,
     };
     // An app goes nowhere without its volume, and the volume nowhere by itself.
     let volume_on = wanted.volume_on();
@@ -118,7 +129,7 @@ fn elsewhere(
         return Err(UnavailableReason::VolumeLost);
     }
     // Nor does it before whoever has it has ended.
-    if release.placement.volume && app.holders().next().is_some() {
+    if release.has_volume() && app.holders().next().is_some() {
         return Err(no_machine);
     }
     room.elsewhere(&wanted).ok_or(no_machine)
@@ -139,10 +150,12 @@ fn abandon(
         role(room, app, number)
     };
     let next = wanted(app, role);
-    let host = next.map(|next| elsewhere(room, draft, next));
+    let host = next.map(|next| elsewhere(room, draft, living.slot, next));
+    let others = room.state().in_service(app);
     if let Some(Err(reason)) = host
         && role != Role::Awaited
         && trouble.left.is_none()
+        && others.is_empty()
     {
         // It may come back, and go on with it.
         return unavailable(draft, &living.host, trouble, reason);
@@ -166,18 +179,24 @@ fn abandon(
         };
         draft.mesh("released", &released.into())?;
     }
+    if let Some(serving) = &app.serving
+        && serving.instances.contains(&number)
+    {
+        draft.shift(serving.deploy, serving.version, &others)?;
+    }
+    let slot = living.slot;
     match (next, host) {
         (Some((deploy, version)), Some(Ok(host))) if role == Role::Awaited => {
-            match draft.place(deploy, version, host) {
+            match draft.place(deploy, version, slot, host) {
                 Err(EventError::Data { .. }) => {
-                    draft.fail(deploy, "Its configuration is too large.")?
+                    draft.give_up(deploy, number, "Its configuration is too large.")?;
                 }
                 placed => placed?,
             }
         }
         (Some((deploy, _)), found) if role == Role::Awaited => {
             let why = format!("{}: {}.", living.host, trouble.says());
-            draft.fail(deploy, &why)?;
+            draft.give_up(deploy, number, &why)?;
             // What served before has ended for this one, and can begin again when the machine is back.
             let serving = app.serving.as_ref();
             if found == Some(Err(UnavailableReason::VolumeLost))
@@ -187,9 +206,9 @@ fn abandon(
             }
         }
         (Some((deploy, version)), Some(Ok(host))) => {
-            draft.place_if_it_fits(deploy, version, host)?
+            draft.place_if_it_fits(deploy, version, slot, host)?
         }
-        (Some(_), Some(Err(reason))) => {
+        (Some(_), Some(Err(reason))) if others.is_empty() => {
             unavailable(draft, &living.host, trouble, reason)?;
         }
         _ => {}
@@ -243,7 +262,7 @@ fn vacate(
     let role = role(room, app, number);
     let Some((deploy, version)) = wanted(app, role) else {
         // The one that serves stops when its successor answers.
-        if app.serving.as_ref().is_some_and(|it| it.primary == number) {
+        if serves(app, number) {
             return Ok(false);
         }
         draft.stop(number)?;
@@ -253,10 +272,11 @@ fn vacate(
     if role == Role::Serves && app.rollout.is_some() {
         return Ok(false);
     }
-    let Ok(host) = elsewhere(room, draft, (deploy, version)) else {
+    let slot = living.slot;
+    let Ok(host) = elsewhere(room, draft, slot, (deploy, version)) else {
         return Ok(false);
     };
-    match draft.place(deploy, version, host) {
+    match draft.place(deploy, version, slot, host) {
         Err(EventError::Data { .. }) => return Ok(false),
         placed => placed?,
     }
@@ -266,38 +286,39 @@ fn vacate(
     Ok(true)
 }
 
-/// Brings an app back that was unavailable: its machine is back, or another can run it now.
+/// Brings an app back that was unavailable: its machine is back, or another can run it now. Of one that others
+/// of its instances serve, fills the slots that are empty.
 fn recover(room: &mut Room<'_>, id: AppId, app: &App) -> Result<Option<Step>, EventError> {
-    let (Some(mark), Some(serving)) = (app.unavailable, &app.serving) else {
+    let Some(serving) = &app.serving else {
         return Ok(None);
     };
-    let follows = |number: &InstanceId| app.instances.contains_key(number);
-    if app.rollout.is_some() || app.successor.as_ref().is_some_and(follows) {
+    if app.rollout.is_some() {
         return Ok(None);
     }
+    let mark = app.unavailable.unwrap_or(serving.mark);
     let mut draft = draft(id, app, mark, serving.primary);
     let (deploy, version) = (serving.deploy, serving.version);
-    match app.instances.get(&serving.primary) {
-        Some(primary) if room.state().is_well(primary) => {
-            let shifted = TrafficShifted {
-                app: id,
-                deploy,
-                version,
-                instances: vec![serving.primary],
-                primary: serving.primary,
-            };
-            draft.fact("shifted", &shifted.into())?;
-        }
-        Some(_) => return Ok(None),
-        None => {
-            let Ok(host) = elsewhere(room, &draft, (deploy, version)) else {
-                return Ok(None);
-            };
-            match draft.place(deploy, version, host) {
-                Err(EventError::Data { .. }) => return Ok(None),
-                placed => placed?,
-            }
+    let well = |number: &InstanceId| {
+        let living = app.instances.get(number);
+        living.is_some_and(|living| room.state().is_well(living))
+    };
+    let well: BTreeSet<_> = serving.instances.iter().copied().filter(well).collect();
+    if app.unavailable.is_some() && !well.is_empty() {
+        draft.shift(deploy, version, &well)?;
+        return Ok(Some(draft.step()));
+    }
+    let follows = |number: &InstanceId| app.instances.contains_key(number);
+    if app.successors.values().any(follows) {
+        return Ok(None);
+    }
+    let empty = match app.unavailable {
+        None => room.state().vacant(app),
+        Some(_) => app.unfilled(),
+    };
+    for slot in empty {
+        if let Ok(host) = elsewhere(room, &draft, slot, (deploy, version)) {
+            draft.place_if_it_fits(deploy, version, slot, host)?;
         }
     }
-    Ok(Some(draft.step()))
+    Ok((!draft.is_empty()).then(|| draft.step()))
 }

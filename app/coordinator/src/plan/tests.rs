@@ -17,8 +17,10 @@ use super::*;
 use crate::app::{Instance, Phase};
 use crate::state::State;
 
+mod idle;
 mod machines;
 mod place;
+mod replicas;
 mod world;
 
 use world::{Fallible, PERCENT, World, app_id, run};
@@ -594,9 +596,12 @@ fn holds(world: &World) -> Fallible<()> {
                 instance.reported < Phase::Ended,
                 "an ended instance is kept"
             );
-            let wanted = app.rollout.as_ref().is_some_and(|it| it.instance == *id)
-                || app.serving.as_ref().is_some_and(|it| it.primary == *id)
-                || app.successor == Some(*id);
+            let wanted = app.rollout.as_ref().is_some_and(|it| it.awaits(*id))
+                || app
+                    .serving
+                    .as_ref()
+                    .is_some_and(|it| it.instances.contains(id))
+                || app.successors.values().any(|it| it == id);
             assert!(wanted || instance.stop_requested, "#{id} runs for nothing");
             assert_eq!(
                 instance.key.is_some(),
@@ -648,7 +653,9 @@ fn indexes_hold(state: &State) {
             let trouble = state.troubles.get(&it.host);
             trouble.is_some_and(|trouble| trouble.is_gone() || !it.stop_requested)
         };
-        app.unavailable.is_some() || app.instances.values().any(moves)
+        app.unavailable.is_some()
+            || app.instances.values().any(moves)
+            || !state.vacant(app).is_empty()
     });
     let unsettled: BTreeSet<AppId> = unsettled.map(|(id, _)| *id).collect();
     assert_eq!(unsettled, state.unsettled);
@@ -682,7 +689,7 @@ fn line() -> impl Strategy<Value = String> {
         1 => Just("leaves"),
     ];
     prop_oneof![
-        1 => (app.clone(), 1_u8..5).prop_map(|(app, version)| format!("deploy {app} {version}")),
+        1 => (app.clone(), 1_u8..7).prop_map(|(app, version)| format!("deploy {app} {version}")),
         1 => (0_u8..15).prop_map(|minutes| format!("minutes {minutes}")),
         2 => (standing, 1_u8..3).prop_map(|(what, host)| format!("{what} box{host}")),
         1 => (1_u8..3).prop_map(|host| format!("machine box{host} wasm-http")),
@@ -707,6 +714,9 @@ proptest! {
         script.push_str("machine box2 wasm-http\napp blog\npublish blog 1 wasm-http\n");
         script.push_str("publish blog 2 docker\npublish blog 3 wasm-http volume\n");
         script.push_str("publish blog 4 wasm-http volume memory:512MiB\n");
+        script.push_str("publish blog 5 wasm-http replicas:3\n");
+        script.push_str("publish shop 5 wasm-http replicas:2 and wasm-http name:box2\n");
+        script.push_str("publish shop 6 wasm-http replicas:2 memory:300MiB\n");
         script.push_str(&lines.join("\n"));
         let world = run(&script).unwrap();
         holds(&world).unwrap();

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderValue, Method, Request, Response, header};
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited, StreamBody};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited, StreamBody};
 use hyper::body::{Frame, Incoming};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -21,10 +21,10 @@ use tabbify_api::coordinator::{
     HostToken, ISSUERS_PATH, JOIN_PATH, JoinRequest, Joined, LEASE_PATH, LEAVE_PATH, LeaseRequest,
     REPORT_PATH, RESOLVE_PATH, Report, SignedLease, Told, WATCH_PATH, WatchRequest,
 };
-use tabbify_api::error::PROBLEM_MEDIA_TYPE;
+use tabbify_api::doorbell::{DOOR_PATH, DoorAsk};
 use tabbify_api::names::{NAME_PATH, NameAsk};
 use tabbify_api::{ErrorCode, Problem};
-use tabbify_http::Handle;
+use tabbify_http::{Handle, answer};
 use tabbify_process::chain;
 use tabbify_types::{MeshKey, RequestId};
 
@@ -92,8 +92,8 @@ impl Handler {
         let path = parts.uri.path();
         let wanted = match path {
             ISSUERS_PATH => Method::GET,
-            JOIN_PATH | CERTIFICATE_PATH | LEASE_PATH | NAME_PATH | RESOLVE_PATH | WATCH_PATH
-            | REPORT_PATH | LEAVE_PATH => Method::POST,
+            JOIN_PATH | CERTIFICATE_PATH | LEASE_PATH | NAME_PATH | RESOLVE_PATH | DOOR_PATH
+            | WATCH_PATH | REPORT_PATH | LEAVE_PATH => Method::POST,
             _ => return Err(Box::new(Problem::new(ErrorCode::NotFound, path))),
         };
         if parts.method != wanted {
@@ -128,6 +128,11 @@ impl Handler {
                 let ask: Ask = body(incoming).await?;
                 let resolved = coordinator.find(|| coordinator.resolve_for(&self.key, ask));
                 self.said(resolved.await)
+            }
+            DOOR_PATH => {
+                let ask: DoorAsk = body(incoming).await?;
+                let said = coordinator.find(|| coordinator.at_door(&self.key, ask));
+                self.said(said.await)
             }
             REPORT_PATH => {
                 let report: Report = body(incoming).await?;
@@ -215,7 +220,10 @@ impl Handler {
             Ok(value) => {
                 let bytes =
                     serde_json::to_vec(&value).expect("INVARIANT: our own shapes serialize");
-                Ok(whole("application/json", bytes))
+                Ok(answer::typed(
+                    "application/json",
+                    Full::from(bytes).boxed_unsync(),
+                ))
             }
             Err(refusal) => Err(self.refused(&refusal)),
         }
@@ -293,22 +301,5 @@ async fn body<T: DeserializeOwned>(incoming: Incoming) -> Result<T, Box<Problem>
 }
 
 fn refusal(problem: &Problem) -> Answer {
-    let bytes = serde_json::to_vec(problem).expect("INVARIANT: our own shapes serialize");
-    let mut answer = whole(PROBLEM_MEDIA_TYPE, bytes);
-    // Every code has a valid status, which a test of the contract holds.
-    *answer.status_mut() =
-        StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    if matches!(problem.status, 429 | 503) {
-        let later = HeaderValue::from_static("3");
-        answer.headers_mut().insert(header::RETRY_AFTER, later);
-    }
-    answer
-}
-
-fn whole(media_type: &'static str, bytes: Vec<u8>) -> Answer {
-    let mut answer = Response::new(Full::from(bytes).boxed_unsync());
-    let headers = answer.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    answer
+    answer::problem(problem).map(BodyExt::boxed_unsync)
 }

@@ -199,3 +199,27 @@ fn a_change_costs_those_who_hear_it() {
     let heard = watches.iter().filter(|watch| changes(watch).len() > 1);
     assert_eq!(heard.count(), 11);
 }
+
+#[test]
+fn what_stands_in_no_log_is_told_once_or_everything_is() {
+    let watchers = Watchers::default();
+    let app = AppId::mint();
+    watchers.begin_at(Position(3));
+    let edge = watchers.open(key(1), true, Some(Position(3)));
+    let back_at = |position| {
+        let watch = watchers.open(key(2), true, Some(Position(position)));
+        changes(&watch)
+    };
+    assert_eq!(changes(&edge), []);
+    assert_eq!(back_at(3), []);
+    assert_eq!(watchers.publish_soft(changed(app)), 1);
+    let told = waiting(&edge);
+    assert_eq!(
+        (told[0].position, &told[0].change),
+        (Position(3), &changed(app))
+    );
+    // Whoever was away may have missed it.
+    assert_eq!(back_at(3), [Change::Reset]);
+    watchers.publish(Position(4), changed(app));
+    assert_eq!((back_at(3), back_at(4)), (vec![Change::Reset], vec![]));
+}

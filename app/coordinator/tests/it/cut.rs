@@ -55,16 +55,6 @@ impl Runner {
             }
         });
         eventually(|| async { if remote.is_live() { Ok(()) } else { Err(()) } }).await?;
-        // Where the platform of the test said that it is nobody listens: whoever asked before would remember that.
-        let (own, at) = (
-            platform.coordinator.resolver(key_of(of)),
-            mesh.underlay_addr()?,
-        );
-        eventually(|| async {
-            let told = own.by_key(key_of(of)).await.map_err(drop)?;
-            told.endpoints.contains(&at).then_some(()).ok_or(())
-        })
-        .await?;
         Ok(Self { of, remote, mesh })
     }
 
@@ -258,9 +248,16 @@ async fn a_relay_drops_who_is_revoked() {
     let written = Instant::now();
     eventually(registered(0)).await.unwrap();
     eprintln!("revoked to dropped by two relays: {:?}", written.elapsed());
-    for relay in &relays {
-        assert_eq!(relay.stats().revoked, 1, "{:?}", relay.stats());
-    }
+    // The count comes a moment after the place is free.
+    eventually(|| async {
+        let revoked = relays.iter().map(|relay| relay.stats().revoked);
+        match revoked.collect::<Vec<_>>() == [1, 1] {
+            true => Ok(()),
+            false => Err(()),
+        }
+    })
+    .await
+    .unwrap();
     assert!(tasks.shutdown(WATCHDOG).await);
     platform.stop().await;
 }

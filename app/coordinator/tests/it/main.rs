@@ -1,6 +1,7 @@
 //! The coordinator on the real log, with the real auth, over real sockets.
 
 mod conformance;
+mod crash;
 mod cut;
 mod devices;
 mod flood;

@@ -8,8 +8,8 @@ use tabbify_api::ErrorCode;
 use tabbify_api::log::{EventLog, Line};
 use tabbify_api::mesh::{Leases as _, ResolveError, Resolver as _};
 use tabbify_coordinator::{
-    Coordinator, Limits, MeshSecret, OUTAGE_GRACE, Options, RemoteConfig, RemoteCoordinator,
-    RequestFailed,
+    Coordinator, Limits, MeshSecret, OUTAGE_GRACE, Options, REPORT_LIFE, RemoteConfig,
+    RemoteCoordinator, RequestFailed,
 };
 use tabbify_process::connect::{Connect, TcpSocket};
 use tabbify_process::fold::Link;
@@ -60,15 +60,16 @@ async fn it_starts_and_answers_while_the_log_is_down() {
         "{:?}",
         now.health()
     );
-    assert_eq!(
-        now.resolve(address).await,
-        Err(ResolveError::NoLease(address)),
-        "nobody said where"
-    );
+    // Nobody said where, and nobody had the time to: that is no reason to forget what is known.
+    let early = now.resolve(address).await.unwrap_err();
+    assert!(matches!(early, ResolveError::Unreachable(_)), "{early:?}");
+    clock.advance(REPORT_LIFE);
+    let late = now.resolve(address).await;
+    assert_eq!(late, Err(ResolveError::NoLease(address)));
     now.report_candidates(key_of(of), vec![at(9)]);
     now.resolve(address).await.unwrap();
     // For as long as it may, and no longer.
-    clock.advance(OUTAGE_GRACE - Duration::from_secs(60));
+    clock.advance(OUTAGE_GRACE - REPORT_LIFE - Duration::from_secs(60));
     now.resolve(address).await.unwrap();
     clock.advance(Duration::from_secs(120));
     let refused = now.resolve(address).await.unwrap_err();
@@ -214,6 +215,56 @@ async fn another_coordinator_answers() {
         remote.by_address(second_address).await.unwrap().key,
         key_of(two)
     );
+    assert!(tasks.shutdown(WATCHDOG).await);
+    platform.stop().await;
+}
+
+/// The coordinator goes to another place, of which whoever knows tells the member: it hears and asks there.
+#[tokio::test]
+async fn a_member_goes_where_it_is_told_that_the_coordinator_is() {
+    let platform = Platform::start().await.unwrap();
+    platform.join(&Invitation::of("box2")).await.unwrap();
+    let edge = Invitation::of("edge").tagged("role:node");
+    let edge = platform.join(&edge).await.unwrap();
+    let (tasks, first) = (Tasks::new(), Tasks::new());
+    let (auth, tls, limits) = (&platform.auth, &platform.tls, Limits::default());
+    let before = serve(&platform.coordinator, auth, tls, &limits, &first);
+    let connect = |address| -> Arc<dyn Connect> { Arc::new(TcpSocket { address }) };
+    let before = connect(before.await.unwrap());
+    let door = tabbify_coordinator::Door::new(before, tls.pin(), edge.secret.clone()).unwrap();
+    let remote = platform.remote_with(vec![door], platform.clock(), &tasks);
+    let remote = remote.unwrap();
+    let live = |wanted: bool| {
+        let remote = &remote;
+        move || async move { (remote.is_live() == wanted).then_some(()).ok_or(()) }
+    };
+    eventually(live(true)).await.unwrap();
+    assert!(first.shutdown(WATCHDOG).await);
+    eventually(live(false)).await.unwrap();
+    let shop = platform.app(&Tenant::main(), "shop").await.unwrap();
+    let address = AppUla::derive(shop.app).addr();
+    assert!(remote.by_address(address).await.is_err());
+
+    // No place at all is none to go to, and what has another key is not the coordinator.
+    remote.move_to(Vec::new()).unwrap();
+    let stranger = tabbify_types::Digest::of(b"another key");
+    remote
+        .move_to(vec![(connect(platform.address), stranger)])
+        .unwrap();
+    assert!(remote.by_address(address).await.is_err());
+    let now = vec![(connect(platform.address), tls.pin())];
+    remote.move_to(now).unwrap();
+    eventually(live(true)).await.unwrap();
+    assert_eq!(remote.by_address(address).await.unwrap().key, key_of(shop));
+    // Where its keys are is told there, too.
+    remote.report_candidates(edge.secret.public(), vec![at(77)]);
+    let host = edge.membership.certificate.address.addr();
+    let here = platform.coordinator.resolver(edge.secret.public());
+    let heard = || async {
+        let found = here.by_address(host).await.map_err(drop)?;
+        (found.endpoints == [at(77)]).then_some(()).ok_or(())
+    };
+    eventually(heard).await.unwrap();
     assert!(tasks.shutdown(WATCHDOG).await);
     platform.stop().await;
 }

@@ -115,7 +115,8 @@ async fn machines_see_what_their_tags_allow() {
     let ports = asks_by_key(&platform, &secret_of(shop), plain.secret.public())
         .await
         .unwrap();
-    assert!(ports.is_err());
+    // An app may ring a machine's doorbell, which opens nothing of its own to the machine.
+    assert_eq!(ports, Ok(Ports::NOTHING));
     assert!(tasks.shutdown(WATCHDOG).await);
     platform.stop().await;
 }

@@ -75,6 +75,9 @@ impl Writer {
             image: None,
             secrets: BTreeMap::new(),
             egress: Vec::new(),
+            idle_after_ms: None,
+            volume: None,
+            ports: Vec::new(),
         };
         let registered = AppRegistered {
             app,
@@ -91,6 +94,7 @@ impl Writer {
             run: run.clone(),
             secrets: Vec::new(),
             placement: Placement::default(),
+            further: Vec::new(),
         };
         let placed = AppPlaced {
             app,
@@ -186,22 +190,30 @@ fn is_found(state: &State, app: AppId) -> bool {
 
 #[test]
 fn a_hundred_thousand_idle_apps() {
-    let mut writer = Writer {
+    let writer = || Writer {
         state: State::default(),
         position: 0,
         host: "box1".parse().unwrap(),
     };
+    let (mut small, mut writer) = (writer(), writer());
+    let few_apps: Vec<AppId> = (0..APPS / 100).map(|_| small.app().unwrap()).collect();
     let mut apps = Vec::with_capacity(APPS);
     let before = resident().unwrap();
-    let mut few = None;
-    for n in 0..APPS {
+    for _ in 0..APPS {
         apps.push(writer.app().unwrap());
-        if n == APPS / 100 {
-            few = Some(costs(&mut writer, &apps).unwrap());
-        }
     }
     let after = resident().unwrap();
-    let (few, many) = (few.unwrap(), costs(&mut writer, &apps).unwrap());
+    // In turn, so that what else the machine does meets both.
+    let (mut few, mut many) = ([Duration::MAX; 2], [Duration::MAX; 2]);
+    for _ in 0..3 {
+        for (least, writer, apps) in [
+            (&mut few, &mut small, &few_apps),
+            (&mut many, &mut writer, &apps),
+        ] {
+            let costs = costs(writer, apps).unwrap();
+            *least = [least[0].min(costs[0]), least[1].min(costs[1])];
+        }
+    }
     println!("an answer and a change with 1,000 apps: {few:?}, with 100,000: {many:?}");
     // A search through all of them would take a hundred times as long.
     assert!(

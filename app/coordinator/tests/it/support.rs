@@ -157,9 +157,26 @@ pub(crate) async fn register_in(
         address,
     };
     append(log, apps.clone(), app, registered.into()).await?;
-    let published = VersionPublished {
+    let version = published(app, VersionNumber(1), Placement::default());
+    append(log, apps, app, version.into()).await?;
+    Ok(app)
+}
+
+/// Publishes another version of the first tenant's app.
+pub(crate) async fn publish(
+    log: &dyn EventLog,
+    app: AppId,
+    version: VersionNumber,
+    placement: Placement,
+) -> Fallible<()> {
+    let version = published(app, version, placement);
+    append(log, Segment::apps(&Tenant::main()), app, version.into()).await
+}
+
+fn published(app: AppId, version: VersionNumber, placement: Placement) -> VersionPublished {
+    VersionPublished {
         app,
-        version: VersionNumber(1),
+        version,
         artifact: Digest::of(b"artifact"),
         config: Digest::of(b"config"),
         access: Access::Private,
@@ -173,12 +190,14 @@ pub(crate) async fn register_in(
             image: None,
             secrets: BTreeMap::new(),
             egress: Vec::new(),
+            idle_after_ms: None,
+            volume: None,
+            ports: Vec::new(),
         },
         secrets: Vec::new(),
-        placement: Placement::default(),
-    };
-    append(log, apps, app, published.into()).await?;
-    Ok(app)
+        placement,
+        further: Vec::new(),
+    }
 }
 
 pub(crate) async fn deploy(log: &dyn EventLog, app: AppId) -> Fallible<DeployId> {
@@ -191,11 +210,29 @@ pub(crate) async fn deploy_in(
     tenant: &Tenant,
     app: AppId,
 ) -> Fallible<DeployId> {
+    request(log, tenant, app, VersionNumber(1)).await
+}
+
+/// Wants another version of the first tenant's app in service.
+pub(crate) async fn deploy_version(
+    log: &dyn EventLog,
+    app: AppId,
+    version: VersionNumber,
+) -> Fallible<DeployId> {
+    request(log, &Tenant::main(), app, version).await
+}
+
+async fn request(
+    log: &dyn EventLog,
+    tenant: &Tenant,
+    app: AppId,
+    version: VersionNumber,
+) -> Fallible<DeployId> {
     let deploy = DeployId::mint();
     let requested = DeployRequested {
         app,
         deploy,
-        version: VersionNumber(1),
+        version,
     };
     append(log, Segment::apps(tenant), app, requested.into()).await?;
     Ok(deploy)

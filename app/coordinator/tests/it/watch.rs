@@ -122,6 +122,67 @@ async fn who_leaves_hears_no_more_and_others_hear_that() {
 }
 
 #[tokio::test]
+async fn who_asked_before_it_moved_is_told_where_it_is() {
+    let platform = Platform::start().await.unwrap();
+    let box2 = platform.join(&Invitation::of("box2")).await.unwrap();
+    let edge = platform
+        .join(&Invitation::of("edge").tagged("role:node"))
+        .await
+        .unwrap();
+    // Their first word is a port where nobody listens.
+    let main = Tenant::main();
+    let shop = platform.app(&main, "shop").await.unwrap();
+    let blog = platform.app(&main, "blog").await.unwrap();
+    let tasks = Tasks::new();
+    let node = platform.remote(&edge.secret, &tasks).unwrap();
+    let app = platform.remote(&secret_of(blog), &tasks).unwrap();
+    let (own, machine) = (
+        platform.remote(&secret_of(shop), &tasks).unwrap(),
+        platform.remote(&box2.secret, &tasks).unwrap(),
+    );
+    let address = AppUla::derive(shop.app).addr();
+    let host = box2.membership.certificate.address.addr();
+    machine.report_candidates(box2.secret.public(), vec![at(9)]);
+    let is_at = async |remote: &RemoteCoordinator, address, port| {
+        let moved = || async {
+            match remote.by_address(address).await {
+                Ok(record) if record.endpoints == [at(port)] => Ok(()),
+                other => Err(other),
+            }
+        };
+        eventually(moved).await
+    };
+    for remote in [&node, &app] {
+        live(remote).await.unwrap();
+        is_at(remote, address, 9).await.unwrap();
+    }
+    is_at(&node, host, 9).await.unwrap();
+    // Nothing of it ends by itself: the clock stands still.
+    own.report_candidates(key_of(shop), vec![at(4242)]);
+    machine.report_candidates(box2.secret.public(), vec![at(4343)]);
+    for remote in [&node, &app] {
+        is_at(remote, address, 4242).await.unwrap();
+    }
+    is_at(&node, host, 4343).await.unwrap();
+    // Whoever flaps is heard, and others hear of it now and then.
+    let told = platform.coordinator.stats().told;
+    for port in 5000..5100 {
+        own.report_candidates(key_of(shop), vec![at(port)]);
+        tokio::task::yield_now().await;
+    }
+    let here = platform.coordinator.resolver(edge.secret.public());
+    let heard = || async {
+        let found = here.by_address(address).await.map_err(drop)?;
+        (found.endpoints == [at(5099)]).then_some(()).ok_or(())
+    };
+    eventually(heard).await.unwrap();
+    let told = platform.coordinator.stats().told - told;
+    assert!(told <= 2 * 10, "two hear of each: {told}");
+    assert!(tasks.shutdown(WATCHDOG).await);
+    platform.stop().await;
+}
+
+#[tokio::test]
 async fn reports_reach_the_coordinator_and_are_repeated() {
     let platform = Platform::start().await.unwrap();
     let member = platform

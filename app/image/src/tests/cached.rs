@@ -143,13 +143,46 @@ fn the_least_recently_used_goes_and_what_is_in_use_stays() {
     let held = root(&cache(1 << 30), "held");
     let old = root(&cache(1 << 30), "old").path().to_owned();
     let young = root(&cache(1 << 30), "young").path().to_owned();
-    // Used once more, the old one is the younger.
+    // Used once more, the old one is the younger, whatever a clock that ticks slowly makes of it.
     root(&cache(1 << 30), "old");
+    for path in [held.path(), &old, &young] {
+        let file = std::fs::File::options().write(true).open(path).unwrap();
+        file.set_modified(std::time::UNIX_EPOCH).unwrap();
+    }
     let two = 2 * std::fs::metadata(&old).unwrap().len();
     root(&cache(two + two / 2), "one more");
     assert!(held.path().exists() && old.exists() && !young.exists());
     root(&cache(1), "last");
     assert!(held.path().exists() && !old.exists());
+    let left = std::fs::read_dir(dir.path().join("roots")).unwrap();
+    let left = left.map(|entry| entry.unwrap().path());
+    let used = left.filter(|path| path.extension().is_some_and(|ending| ending == "used"));
+    // Of the one that is held, and of the last: what is removed leaves no number.
+    assert_eq!(used.count(), 2);
+}
+
+/// Uses are counted on by every process, and a number that is spoilt is the oldest.
+#[test]
+fn uses_have_an_order_whatever_happens_to_their_numbers() {
+    if !tools("uses_have_an_order_whatever_happens_to_their_numbers") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let roots = dir.path().join("roots");
+    let root = |bytes: u64, content: &str| {
+        let image = open(&image(content).write(dir.path())).unwrap();
+        let root = Cache::open(&roots, bytes).unwrap().root(&image).unwrap();
+        root.path().to_owned()
+    };
+    let [first, second] = ["first", "second"].map(|content| root(1 << 30, content));
+    let used = |path: &Path| std::fs::read_to_string(path.with_extension("used")).unwrap();
+    assert_eq!([used(&first), used(&second)], ["1", "2"]);
+    root(1 << 30, "first");
+    assert_eq!(used(&first), "3");
+    std::fs::write(first.with_extension("used"), "no number").unwrap();
+    let one = std::fs::metadata(&first).unwrap().len();
+    root(2 * one, "third");
+    assert!(!first.exists() && second.exists());
 }
 
 #[test]
@@ -165,10 +198,12 @@ fn many_at_once_make_one() {
             scope.spawn(|| cache.root(&open(&archive).unwrap()).unwrap());
         }
     });
-    assert_eq!(
-        std::fs::read_dir(dir.path().join("roots")).unwrap().count(),
-        3
-    );
+    let left = std::fs::read_dir(dir.path().join("roots")).unwrap();
+    let mut endings: Vec<_> = left
+        .map(|entry| entry.unwrap().path().extension().unwrap().to_owned())
+        .collect();
+    endings.sort();
+    assert_eq!(endings, ["lock", "lock", "squashfs", "sum", "used"]);
 }
 
 #[test]

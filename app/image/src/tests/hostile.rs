@@ -103,6 +103,15 @@ fn names_have_an_end() {
 }
 
 #[test]
+fn entries_that_add_nothing_are_counted() {
+    let layer = (0..1000).fold(Layer::new(), |layer, at| layer.file(&format!("d/{at}"), ""));
+    let layer = (0..1001).fold(layer, |layer, _| layer.file("d/.wh..wh..opq", ""));
+    refused(layer, "more than 2000 entries");
+    let layer = (0..2001).fold(Layer::new(), |layer, _| layer.dir("d"));
+    refused(layer, "more than 2000 entries");
+}
+
+#[test]
 fn a_header_that_promises_more_than_there_is() {
     let mut tar = header(EntryType::Regular, "big", 1 << 40)
         .as_bytes()

@@ -56,6 +56,20 @@ fn whiteouts_hide_what_is_below_and_nothing_else() {
 }
 
 #[test]
+fn a_whiteout_again_and_again_is_one() {
+    let lower = || Layer::new().file("d/e/a", "1").file("d/b", "1");
+    let opaque = |layer: Layer, at: &str| layer.file(&format!("{at}.wh..wh..opq"), "");
+    let upper = opaque(opaque(Layer::new(), "d/e/"), "d/e/").file("d/e/n", "2");
+    let upper = opaque(opaque(upper, "d/e/"), "d/").file("d/m", "2");
+    let upper = opaque(upper, "d/").file(".wh.d", "");
+    check(vec![lower(), upper], &["d/e/n 2", "d/m 2"]);
+    // And in the next layer, it is another.
+    let next = || opaque(Layer::new(), "d/");
+    let upper = next().file("d/m", "2");
+    check(vec![lower(), upper, next().file("d/n", "3")], &["d/n 3"]);
+}
+
+#[test]
 fn opaque_directories_hide_all_that_is_below() {
     let lower = || {
         Layer::new()

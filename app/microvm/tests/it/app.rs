@@ -8,6 +8,7 @@ use tabbify_microvm::order::Status;
 use tabbify_microvm::{Ending, Source, signal_number, volume};
 use tabbify_process::{Clock as _, SystemClock};
 use tabbify_types::ByteSize;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::support::{ELSEWHERE, Host, Running, WATCHDOG};
 
@@ -59,6 +60,7 @@ async fn an_image_runs_as_it_says() {
     elsewhere(&running).await.unwrap();
     beside(&running).await.unwrap();
     closed(&running).await.unwrap();
+    out(&running).await.unwrap();
     full(&running).await.unwrap();
     let answer = running.get("/still").await.unwrap();
     assert!(answer.contains("/still"), "{answer}");
@@ -154,6 +156,44 @@ async fn closed(running: &Running) -> Result<()> {
     let (printed, _) = running.exec(&["connect", "127.0.0.1:8080"]).await?;
     assert_eq!(printed, "connected\n");
     Ok(())
+}
+
+/// What a program sends to the proxy's port comes to whoever has the machine's connections, in pieces, both
+/// ways, and ends as it does there.
+async fn out(running: &Running) -> Result<()> {
+    let mut connections = running.vm.connections().context("a way out")?;
+    anyhow::ensure!(running.vm.connections().is_none(), "once");
+    let echo = async {
+        let mut count = 0;
+        while let Some(mut connection) = connections.recv().await {
+            let mut seen = vec![0; 7];
+            connection.read_exact(&mut seen).await?;
+            if seen == *b"hang up" {
+                count += 1;
+                if count == 2 {
+                    return anyhow::Ok(());
+                }
+                continue;
+            }
+            connection.write_all(&seen).await?;
+            let (mut from, mut to) = tokio::io::split(connection);
+            tokio::io::copy(&mut from, &mut to).await?;
+            to.shutdown().await?;
+        }
+        anyhow::bail!("the machine has ended")
+    };
+    let ask = async {
+        let (printed, _) = running.exec(&["mirror", "127.0.0.1:731"]).await?;
+        anyhow::ensure!(printed == "4194304 bytes came back\n", "{printed}");
+        for _ in 0..2 {
+            let (printed, _) = running.exec(&["ended", "127.0.0.1:731"]).await?;
+            anyhow::ensure!(printed == "ended\n", "{printed}");
+        }
+        Ok(())
+    };
+    let both = async { tokio::join!(echo, ask) };
+    let (echoed, asked) = tokio::time::timeout(WATCHDOG, both).await?;
+    echoed.and(asked)
 }
 
 /// Files outside a volume have an end, and everything else goes on.

@@ -105,6 +105,7 @@ async fn a_host_that_lacks_something_says_what() {
         hostname: "shop".to_owned(),
         scratch: tabbify_types::ByteSize::mib(16),
         volume: None,
+        files: Vec::new(),
     };
     let machine = host.machine(root.path());
     let refused = async |qemu: Qemu, machine: &tabbify_microvm::Machine| {

@@ -21,7 +21,7 @@ async fn kvm_is_believed_when_a_guest_has_booted_under_it() {
             .find(|finding| finding.what == "KVM")
             .unwrap()
     };
-    let finding = kvm(doctor(&host.assets));
+    let finding = kvm(doctor(&host.assets, Acceleration::Auto));
     match (&device, uses) {
         (Err(_), uses) => assert!(!uses && finding.state.contains("/dev/kvm"), "{finding:?}"),
         (Ok(_), true) => assert_eq!(finding.state, "guests boot under it"),
@@ -50,15 +50,17 @@ fn the_doctor_names_what_is_missing_and_how_to_get_it() {
         kernel: dir.path().join("vmlinuz"),
         modules: Some(dir.path().join("modules")),
         init: dir.path().join("init"),
+        monitor: Some(dir.path().join("qemu")),
         state: dir.path().join("state"),
     };
-    let findings = doctor(&assets);
+    let findings = doctor(&assets, Acceleration::Tcg);
     let missing: Vec<&Finding> = findings
         .iter()
         .filter(|finding| finding.remedy.is_some() && !finding.optional)
         .collect();
     for (what, remedy) in [
-        ("kernel (", "linux-image-cloud-amd64"),
+        ("/qemu", "apt-get install qemu-system-x86"),
+        ("kernel (", "docs/operating/microvms.md"),
         ("init (", "tabbify-guest-init"),
         ("modules (", "lib/modules"),
     ] {

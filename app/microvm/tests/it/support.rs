@@ -59,6 +59,7 @@ impl Host {
             kernel: kernels.join(format!("boot/vmlinuz-{name}")),
             modules: Some(release),
             init: init()?,
+            monitor: None,
             state: dir.path().join("state"),
         };
         let fixture = dir.path().join("app");
@@ -94,6 +95,7 @@ impl Host {
             volume: None,
             memory: ByteSize::mib(192),
             processors: 1,
+            way_out: true,
             ports: vec![PORT, ELSEWHERE],
         }
     }
@@ -118,6 +120,7 @@ impl Host {
             hostname: "shop".to_owned(),
             scratch: ByteSize::mib(24),
             volume: None,
+            files: Vec::new(),
         };
         let mut machine = self.machine(root.path());
         change(&mut machine, &mut app);

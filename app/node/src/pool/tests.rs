@@ -99,3 +99,23 @@ async fn who_fails_is_left_out_for_a_while() {
     tokio::time::advance(SHUN_MAX).await;
     assert_eq!(state.choose(app(), &two, Instant::now()), one);
 }
+
+#[tokio::test(start_paused = true)]
+async fn one_connection_that_breaks_under_a_request_says_nothing_yet() {
+    let mut state = pool();
+    let (two, one) = (of(1..=2), Some(InstanceId(1)));
+    let breaks = |state: &mut State| state.shelf(app(), one).break_off(Instant::now());
+    let is_asked =
+        |state: &mut State| (0..50).any(|_| state.choose(app(), &two, Instant::now()) == one);
+    breaks(&mut state);
+    assert!(is_asked(&mut state));
+    breaks(&mut state);
+    assert!(!is_asked(&mut state));
+    // Between the two, an exchange came to its end.
+    let mut state = pool();
+    for _ in 0..9 {
+        breaks(&mut state);
+        state.shelf(app(), one).broke = false;
+    }
+    assert!(is_asked(&mut state));
+}

@@ -70,6 +70,7 @@ pub(crate) async fn commit(
             .map(|secret| secret.name.clone())
             .collect(),
         placement: resolved.placement(),
+        further: resolved.further(),
     };
     let view = publish(call, &known, release, bytes.into()).await?;
     Ok(answer::json(StatusCode::OK, &view))
@@ -240,7 +241,6 @@ mod tests {
         let unknown = format!("{good}[runtime]\nmemry = \"1GiB\"\n");
         check(&unknown, "app.wasm", Err(("invalid_manifest", "memry")));
         let later = format!("{good}[network]\negress = [\"any\"]\n[events]\nemit = [\"chat\"]\n");
-        check(&later, "app.wasm", Err(("not_supported_yet", "egress")));
         check(&later, "app.wasm", Err(("not_supported_yet", "emit")));
         check(
             "[app",

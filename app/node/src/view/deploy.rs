@@ -88,6 +88,11 @@ impl Deploy {
         }
         let ms = at.millis().saturating_sub(self.requested.millis());
         let name = stage.name().to_owned();
+        // Of several instances, one after the other takes it: told once.
+        let last = self.steps.last();
+        if last.is_some_and(|last| last.name == name && last.status == status) {
+            return;
+        }
         self.steps.push(Step { name, ms, status });
     }
 
@@ -109,7 +114,8 @@ impl Deploy {
             | FailureReason::Spawn
             | FailureReason::Image
             | FailureReason::Runtime
-            | FailureReason::Secret => Stage::Started,
+            | FailureReason::Secret
+            | FailureReason::Volume => Stage::Started,
             FailureReason::Unhealthy | FailureReason::Exited | FailureReason::Memory => {
                 Stage::Healthy
             }
@@ -187,6 +193,7 @@ const fn reason(reason: FailureReason) -> (&'static str, &'static str) {
         FailureReason::Image => ("image", "The image cannot be run"),
         FailureReason::Runtime => ("runtime", "The machine cannot run it"),
         FailureReason::Secret => ("secret", "A secret that it needs cannot be had"),
+        FailureReason::Volume => ("volume", "Its volume cannot be had, or is full"),
         FailureReason::Memory => ("memory", "The app used more memory than it may"),
     }
 }

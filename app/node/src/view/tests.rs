@@ -4,9 +4,10 @@ use proptest::prelude::*;
 use serde_json::value::RawValue;
 use tabbify_api::apps::{OperationStatus, StepStatus};
 use tabbify_types::event::v1::{
-    AppFailed, AppHealthy, AppPlaced, AppRegistered, AppStarted, AppStarting, AppStopRequested,
-    AppStopped, DeployFinished, DeployOutcome, DeployRequested, DeploySuperseded, FailureReason,
-    Placement, RunConfig, RuntimeKind, TrafficShifted, VersionReserved,
+    AppFailed, AppHealthy, AppIdled, AppPlaced, AppRegistered, AppStarted, AppStarting,
+    AppStopRequested, AppStopped, AppWoken, DeployFinished, DeployOutcome, DeployRequested,
+    DeploySuperseded, FailureReason, Placement, RunConfig, RuntimeKind, TrafficShifted,
+    VersionReserved,
 };
 use tabbify_types::{
     ByteSize, Digest, Epoch, EventId, InstanceUla, MeshKey, Position, Segment, SlotId,
@@ -46,6 +47,9 @@ fn run() -> RunConfig {
         image: None,
         secrets: BTreeMap::new(),
         egress: Vec::new(),
+        idle_after_ms: None,
+        volume: None,
+        ports: Vec::new(),
     }
 }
 
@@ -103,6 +107,7 @@ impl History {
             run: run(),
             secrets: Vec::new(),
             placement: Placement::default(),
+            further: Vec::new(),
         };
         self.add("main", app, event)
     }
@@ -275,6 +280,96 @@ fn a_deploy_step_by_step() {
     assert_eq!(steps, expected);
     assert_eq!(operation.status, OperationStatus::Succeeded);
     assert_eq!(operation.url.as_deref(), Some("http://shop.localhost:8090"));
+}
+
+#[test]
+fn an_app_that_sleeps_serves_and_nothing_is_kept_to_it() {
+    let one = app_id(1);
+    let mut history = History::default();
+    history
+        .registered("main", one, "shop")
+        .published(one, 1, Access::Private)
+        .deployed(one, deploy_id(1), 1, 1);
+    let of = InstanceRef {
+        app: one,
+        instance: InstanceId(1),
+    };
+    let noticed = |history: &History| {
+        let mut view = View::default();
+        let all = history.0.iter().map(|event| view.apply(event).unwrap());
+        all.last().unwrap()
+    };
+    let shown = |history: &History| {
+        let view = history.view();
+        let app = view.app(one).unwrap();
+        (app.view(&urls()).status, app.replicas())
+    };
+    let served_by = Replicas::of([of.instance]);
+    history.add("main", one, AppIdled { of });
+    // The next request still goes there.
+    assert_eq!(shown(&history), (AppStatus::Idle, served_by.clone()));
+    assert_eq!(noticed(&history), Noticed::Switched(one, Replicas::Unknown));
+    let woken = AppWoken {
+        of,
+        key: None,
+        secrets: BTreeMap::new(),
+    };
+    history.add("main", one, woken);
+    assert_eq!(shown(&history), (AppStatus::Healthy, served_by));
+    // What was kept meanwhile leads through the doorbell.
+    assert_eq!(noticed(&history), Noticed::Switched(one, Replicas::Unknown));
+    // Another's sleep is nobody's business.
+    let other = InstanceRef {
+        app: one,
+        instance: InstanceId(2),
+    };
+    history.add("main", one, AppIdled { of: other });
+    assert_eq!(shown(&history).0, AppStatus::Healthy);
+    assert_eq!(noticed(&history), Noticed::Nothing);
+}
+
+#[test]
+fn every_instance_that_serves_is_shown() {
+    let one = app_id(1);
+    let mut history = History::default();
+    history
+        .registered("main", one, "shop")
+        .published(one, 1, Access::Private);
+    history.placed(one, deploy_id(1), 1, 1);
+    let second = AppPlaced {
+        app: one,
+        tenant: Tenant::main(),
+        deploy: deploy_id(1),
+        version: VersionNumber(1),
+        host: "box2".parse().unwrap(),
+        slot: SlotId {
+            target: 0,
+            ordinal: 1,
+        },
+        epoch: Epoch(1),
+        instance: InstanceId(2),
+        artifact: Digest::of(b"a"),
+        run: run(),
+    };
+    history.add("main", one, second);
+    let shown = |history: &History| {
+        let seen = history.view().app(one).unwrap().view(&urls());
+        let all = seen.instances.into_iter();
+        let all = all.map(|it| format!("{} #{} on {}", it.slot, it.instance, it.host));
+        all.collect::<Vec<_>>()
+    };
+    assert_eq!(shown(&history), [""; 0], "nothing serves yet");
+    let shifted = TrafficShifted {
+        app: one,
+        deploy: deploy_id(1),
+        version: VersionNumber(1),
+        instances: vec![InstanceId(1), InstanceId(2)],
+        primary: InstanceId(2),
+    };
+    history.add("main", one, shifted);
+    assert_eq!(shown(&history), ["0.0 #1 on box1", "0.1 #2 on box2"]);
+    history.failed(one, 1, FailureReason::Exited);
+    assert_eq!(shown(&history), ["0.1 #2 on box2"]);
 }
 
 #[test]

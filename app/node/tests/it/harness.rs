@@ -24,6 +24,7 @@ use tabbify_log::{Log, Options};
 use tabbify_node::{Config, Deps, Dial, DialError, PoolWatch, Server, Stream};
 use tabbify_process::connect::UnixSocket;
 use tabbify_process::{Importance, SystemClock, Tasks, unix};
+use tabbify_supervisor::FileVolumes;
 use tabbify_types::event::v1::TrafficShifted;
 use tabbify_types::{
     APP_PORT, AppId, AppUla, DeployId, Digest, Event, InstanceId, InstanceUla, MeshKey, NewEvent,
@@ -424,6 +425,7 @@ impl Platform {
             host: "local".parse()?,
             vault,
             logs: Arc::new(ThreeLines),
+            volumes: Arc::new(FileVolumes::new("local".parse()?, dir.path())),
             clock: Arc::new(SystemClock),
             tasks: tasks.clone(),
         };

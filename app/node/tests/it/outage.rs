@@ -63,7 +63,7 @@ async fn what_is_known_is_served_while_the_log_is_down() -> Result<()> {
 fn of_another_version(snapshot: &[u8]) -> Result<Vec<u8>> {
     let text = std::str::from_utf8(snapshot)?;
     let (_, body) = text.split_once('\n').unwrap_or_default();
-    let body = body.replacen(r#""version":3"#, r#""version":99"#, 1);
+    let body = body.replacen(r#""version":4"#, r#""version":99"#, 1);
     let digest = Digest::of(body.as_bytes());
     Ok(format!("tabbify-fold 1 {digest}\n{body}").into_bytes())
 }

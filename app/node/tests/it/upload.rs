@@ -261,9 +261,9 @@ async fn manifests_that_do_not_fit() -> Result<()> {
     let later = manifest(
         app,
         "shop",
-        "[secrets]\nKEY = \"key\"\n[network]\negress = [\"any\"]",
+        "[secrets]\nKEY = \"key\"\n[events]\nemit = [\"chat\"]",
     );
-    check(later, (422, "not_supported_yet"), "egress").await?;
+    check(later, (422, "not_supported_yet"), "emit").await?;
     let seen = platform
         .get(&format!("/v1/apps/{app}"), "owner")
         .await?

@@ -12,12 +12,12 @@ use tabbify_types::event::v1::FailureReason;
 /// LIMIT: addresses that are named.
 const NAMED_MAX: usize = 4;
 
-pub(super) fn failure(reason: FailureReason, detail: String) -> Failure {
+pub(crate) fn failure(reason: FailureReason, detail: String) -> Failure {
     Failure { reason, detail }
 }
 
 /// A container that could not be had.
-pub(super) fn failed(error: &Error) -> Failure {
+pub(crate) fn failed(error: &Error) -> Failure {
     let reason = match error {
         Error::Image(_) | Error::Load(_) | Error::Program(_) => FailureReason::Image,
         _ => FailureReason::Runtime,
@@ -26,7 +26,7 @@ pub(super) fn failed(error: &Error) -> Failure {
 }
 
 /// A container that has ended by itself, which is never what an app is for.
-pub(super) fn ended(end: &End, memory: ByteSize) -> Failure {
+pub(crate) fn ended(end: &End, memory: ByteSize) -> Failure {
     if end.out_of_memory {
         let after = seconds(end.ran_for);
         let more = ByteSize(memory.bytes().saturating_mul(2));
@@ -38,7 +38,7 @@ pub(super) fn ended(end: &End, memory: ByteSize) -> Failure {
 }
 
 /// A container that runs and does not serve.
-pub(super) fn unhealthy(
+pub(crate) fn unhealthy(
     port: u16,
     path: Option<&str>,
     within: Duration,

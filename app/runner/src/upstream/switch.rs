@@ -3,11 +3,12 @@
 
 use bytes::Bytes;
 use http::header::{CONNECTION, UPGRADE};
-use http::{HeaderMap, HeaderValue, Request, Response};
+use http::{HeaderValue, Request, Response};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use tabbify_http::wanted_upgrade;
 use tabbify_process::{Importance, Tasks, chain};
 use tokio::io::copy_bidirectional_with_sizes;
 
@@ -19,31 +20,10 @@ const BUFFER_LEN: usize = 16 * 1024;
 
 /// The protocol that a caller wants to change to, and its connection once it may.
 pub(super) fn wanted(request: &mut Request<Body>) -> Option<(HeaderValue, OnUpgrade)> {
-    let headers = request.headers();
-    let mut asked = headers.get_all(UPGRADE).iter();
-    let (protocol, None) = (
-        asked.next().filter(|_| says_upgrade(headers))?,
-        asked.next(),
-    ) else {
-        return None;
-    };
-    // Requests within HTTP/2 would pass by what the server takes out of each.
-    let mut names = protocol.to_str().ok()?.split(',');
-    if names.any(|name| name.trim().to_ascii_lowercase().starts_with("h2")) {
-        return None;
-    }
-    let protocol = protocol.clone();
+    let protocol = wanted_upgrade(request.headers())?;
     // A caller whose connection cannot change, over HTTP/2 or in a test, is answered as if it had not asked.
     let caller = request.extensions_mut().remove::<OnUpgrade>()?;
     Some((protocol, caller))
-}
-
-fn says_upgrade(headers: &HeaderMap) -> bool {
-    let values = headers.get_all(CONNECTION).iter();
-    let mut tokens = values
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','));
-    tokens.any(|token| token.trim().eq_ignore_ascii_case("upgrade"))
 }
 
 /// The answer that lets both change, after which bytes pass. It counts as being served until it has ended.

@@ -1,6 +1,8 @@
 //! From an entry file to something that can be instantiated for every request: the checks that
 //! tell a developer what is wrong with the upload, in words that say what to do.
 
+use std::path::Path;
+
 use tabbify_api::runner::Failure;
 use tabbify_types::ByteSize;
 use tabbify_types::event::v1::{FailureReason, RunConfig};
@@ -8,6 +10,7 @@ use wasmtime::component::{Component, Linker};
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 
+use super::aot::Cache;
 use super::guest::Guest;
 use super::memory::TABLE_ELEMENTS_MAX;
 
@@ -47,7 +50,15 @@ pub(super) fn engine(requests_max: u32) -> wasmtime::Result<Engine> {
     Engine::new(&config)
 }
 
-/// Compiles `entry` and links it with all that an app may import. Takes seconds of processor time
+/// The machine's compiled components, in their part of its `directory`. Without them, every start compiles.
+pub(super) fn cache(directory: &Path) -> Option<Cache> {
+    let opened = Cache::open(&directory.join("components"));
+    opened
+        .inspect_err(|error| tracing::warn!(%error, "compiled components are not kept"))
+        .ok()
+}
+
+/// Compiles `entry`, unless `cache` has it, and links it with all that an app may import. Takes seconds of processor time
 /// for a large one.
 ///
 /// # Errors
@@ -56,10 +67,17 @@ pub(super) fn prepare(
     engine: &Engine,
     run: &RunConfig,
     entry: &[u8],
+    cache: Option<&Cache>,
 ) -> Result<ProxyPre<Guest>, Failure> {
     let name = &run.entry;
     is_component(name, entry)?;
-    let component = Component::new(engine, entry).map_err(|error| Failure {
+    let component = match cache {
+        Some(cache) => cache
+            .component(engine, entry)
+            .map(|(component, _)| component),
+        None => Component::new(engine, entry),
+    };
+    let component = component.map_err(|error| Failure {
         reason: FailureReason::NotAComponent,
         detail: format!("{name} is not a valid component: {error:#}"),
     })?;
@@ -77,7 +95,7 @@ pub(super) fn prepare(
 }
 
 /// `wasi:http/proxy`, and `wasi:cli` with what belongs to it: the standard library of Rust and of
-/// other languages imports it, and gets an empty world without files or network.
+/// other languages imports it, and gets a world that is empty but for the app's volume.
 fn linker(engine: &Engine) -> wasmtime::Result<Linker<Guest>> {
     let mut linker = Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;

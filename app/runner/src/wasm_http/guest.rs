@@ -1,20 +1,24 @@
-//! What one instance of the app has: its memory, its resources, its output, and no way out but to other
-//! apps.
+//! What one instance of the app has: its memory, its resources, its output, and the way out that it may take.
 
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 
 use tabbify_api::logs::Stream;
+use tabbify_egress::Client;
 use wasmtime::component::ResourceTable;
+use wasmtime_wasi::filesystem::FsPerms;
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 use wasmtime_wasi_http::p2::body::HostOutgoingBody;
 use wasmtime_wasi_http::{
     Error, RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks, WasiHttpView,
 };
 
+use super::exchange::{Answered, NotSent};
 use super::memory::Memory;
 use super::meter::Meter;
-use super::neighbors::{self, Answered, Neighbors, NotSent};
+use super::neighbors::{self, Neighbors};
+use super::world;
 use crate::output::{Output, Printer};
 
 /// LIMIT: resources (streams, bodies, headers, …) that a guest may hold at a time. Each has a part
@@ -49,13 +53,18 @@ impl fmt::Debug for Guest {
 }
 
 impl Guest {
-    /// An instance with these variables, no arguments, no files, no sockets and no names.
+    /// An instance with these variables, no arguments, no sockets, no names, and no files but those of the
+    /// app's volume: a directory, and where the app sees it.
+    ///
+    /// # Errors
+    /// If the directory cannot be opened.
     pub(super) fn new<'a>(
         variables: impl Iterator<Item = (&'a str, &'a str)>,
+        volume: Option<(&Path, &str)>,
         output: &Output,
         memory: Memory,
         egress: Egress,
-    ) -> Self {
+    ) -> wasmtime::Result<Self> {
         let printers = [Stream::Stdout, Stream::Stderr].map(|stream| output.printer(stream));
         let mut wasi = WasiCtx::builder();
         wasi.stdout(printers[0].clone())
@@ -67,18 +76,21 @@ impl Guest {
         for (name, value) in variables {
             wasi.env(name, value);
         }
+        if let Some((directory, mount)) = volume {
+            wasi.preopened_dir(directory, mount, FsPerms::ReadWrite)?;
+        }
         let mut http = WasiHttpCtx::new();
         http.set_field_size_limit(FIELDS_LEN_MAX);
         let mut table = ResourceTable::new();
         table.set_max_capacity(RESOURCES_MAX);
-        Self {
+        Ok(Self {
             wasi: wasi.build(),
             http,
             table,
             egress,
             printers,
             memory,
-        }
+        })
     }
 
     /// Whether it began a response body and did not say that it is complete.
@@ -112,20 +124,49 @@ impl WasiHttpView for Guest {
     }
 }
 
-/// The way out: to other apps, by name. All else is closed: `[network] egress` is read by a later release.
+/// The way out: to other apps, by name, and to the world as `[network] egress` says.
+#[derive(Clone)]
 pub(super) struct Egress {
     output: Output,
     neighbors: Neighbors,
+    client: Client,
     meter: Arc<Meter>,
 }
 
 impl Egress {
     /// For one instance, whose `meter` sees what moves.
-    pub(super) fn new(output: &Output, neighbors: &Neighbors, meter: &Arc<Meter>) -> Self {
+    pub(super) fn new(
+        output: &Output,
+        neighbors: &Neighbors,
+        client: &Client,
+        meter: &Arc<Meter>,
+    ) -> Self {
         Self {
             output: output.clone(),
             neighbors: neighbors.clone(),
+            client: client.clone(),
             meter: Arc::clone(meter),
+        }
+    }
+
+    async fn send(self, request: http::Request<WasiBody>, options: Option<RequestOptions>) -> Sent {
+        let sent = if neighbors::is_meant(request.uri()) {
+            let host = request.uri().authority().map_or("", |host| host.as_str());
+            let host = host.to_owned();
+            let sent = self.neighbors.send(request, options, self.meter).await;
+            sent.map_err(|not| NotSent {
+                why: format!("tabbify: {host} was not reached: {}", not.why),
+                ..not
+            })
+        } else {
+            world::send(&self.client, request, options, self.meter).await
+        };
+        match sent {
+            Ok(answered) => Ok(answered),
+            Err(NotSent { code, why }) => {
+                self.output.platform(&why).await;
+                Err(code)
+            }
         }
     }
 }
@@ -139,25 +180,7 @@ impl WasiHttpHooks for Egress {
         options: Option<RequestOptions>,
         _: Box<dyn Future<Output = Result<(), Error>> + Send>,
     ) -> Box<dyn Future<Output = Sent> + Send> {
-        let (output, neighbors) = (self.output.clone(), self.neighbors.clone());
-        let meter = Arc::clone(&self.meter);
-        Box::new(async move {
-            let host = request.uri().authority().map_or("", |host| host.as_str());
-            let host = host.to_owned();
-            if !neighbors::is_meant(request.uri()) {
-                let line = format!("tabbify: blocked {host}. Add it to [network] egress.");
-                output.platform(&line).await;
-                return Err(Error::HttpRequestDenied);
-            }
-            match neighbors.send(request, options, meter).await {
-                Ok(answered) => Ok(answered),
-                Err(NotSent { code, why }) => {
-                    let line = format!("tabbify: {host} was not reached: {why}");
-                    output.platform(&line).await;
-                    Err(code)
-                }
-            }
-        })
+        Box::new(self.clone().send(request, options))
     }
 
     fn p2_outgoing_body_buffer_chunks(&mut self) -> usize {

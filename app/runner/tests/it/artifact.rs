@@ -58,10 +58,13 @@ pub(crate) fn boot(directory: &Path, app: AppId, artifact: Digest) -> anyhow::Re
         vault: None,
         logs: directory.join("logs"),
         cache: directory.join("cache"),
+        volumes: Some(directory.join("volumes")),
         engine: None,
+        microvms: None,
         underlay: ([127, 0, 0, 1], 0).into(),
         peers: vec![],
         coordinator: None,
+        woken: false,
         secret: String::new(),
     })
 }

@@ -1,13 +1,13 @@
 //! The control socket, over a pipe: who is answered, and who is not.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use proptest::prelude::*;
-use tabbify_api::coordinator::Spawn;
-use tabbify_api::runner::{Answer, LINE_LEN_MAX, Request, StateName};
+use tabbify_api::coordinator::{Helpers, Spawn};
+use tabbify_api::runner::{Answer, CoordinatorAt, LINE_LEN_MAX, Request, StateName, Visitor};
 use tabbify_process::{Importance, Tasks};
 use tabbify_runner::control::Control;
 use tabbify_runner::home::Secret;
@@ -15,7 +15,7 @@ use tabbify_runner::peers::Peers;
 use tabbify_runner::state::{Identity, State};
 use tabbify_runner::traffic::Traffic;
 use tabbify_types::event::v1::InstanceRef;
-use tabbify_types::{AppId, InstanceId, MeshKey};
+use tabbify_types::{AppId, InstanceId, MeshKey, VerifyingKeyBytes};
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader};
 use tokio::io::{DuplexStream, duplex};
 use tokio::sync::mpsc;
@@ -104,7 +104,9 @@ fn fixture() -> anyhow::Result<Fixture> {
         traffic,
         peers: Arc::new(Peers::default()),
         coordinator: None,
+        doors: Mutex::default(),
         tickets: Some(tickets),
+        door: Arc::default(),
         stop: CancellationToken::new(),
     };
     Ok(Fixture {
@@ -144,6 +146,18 @@ async fn who_knows_the_secret_is_answered() {
     let (answer, _) = tokio::join!(caller.ask(&wait), async { fixture.control.state.ready() });
     assert!(matches!(answer.unwrap(), Answer::Status(s) if s.state == StateName::Ready));
 
+    // This one has no coordinator that could be elsewhere.
+    let elsewhere = CoordinatorAt {
+        doors: Vec::new(),
+        root: VerifyingKeyBytes([7; 32]),
+        issuers: Vec::new(),
+        outage_grace_ms: 0,
+        helpers: Helpers::default(),
+        ask_nat: false,
+    };
+    let elsewhere = Request::SetCoordinator { at: elsewhere };
+    let refused = caller.ask(&elsewhere).await.unwrap();
+    assert!(matches!(refused, Answer::Refused { .. }), "{refused:?}");
     let peers = Request::SetPeers { peers: vec![] };
     assert_eq!(caller.ask(&peers).await.unwrap(), Answer::Done);
     let permit = fixture.control.traffic.begin();
@@ -159,6 +173,65 @@ async fn who_knows_the_secret_is_answered() {
     assert!(!fixture.control.stop.is_cancelled());
     assert_eq!(caller.ask(&Request::Stop).await.unwrap(), Answer::Done);
     watched(fixture.control.stop.cancelled()).await.unwrap();
+}
+
+#[tokio::test]
+async fn who_has_something_to_do_does_not_go_to_sleep() {
+    let fixture = fixture().unwrap();
+    let mut caller = fixture.call();
+    caller.hello().await.unwrap();
+    let sleep = Request::Sleep { deadline_ms: 1000 };
+    let refused = |answer: &Answer| matches!(answer, Answer::Refused { .. });
+    let state = Arc::clone(&fixture.control.state);
+    assert!(
+        refused(&caller.ask(&sleep).await.unwrap()),
+        "it is not ready"
+    );
+    assert!(state.ready());
+    assert!(
+        refused(&caller.ask(&sleep).await.unwrap()),
+        "it is not idle"
+    );
+    state.idle(0);
+    state.busy();
+    assert!(
+        refused(&caller.ask(&sleep).await.unwrap()),
+        "it is not idle any more"
+    );
+    assert_eq!(state.status().state, StateName::Ready);
+    state.idle(0);
+    let drained = Answer::Drained {
+        finished: 0,
+        cut: 0,
+    };
+    assert_eq!(caller.ask(&sleep).await.unwrap(), drained);
+    assert_eq!(state.status().state, StateName::Draining);
+}
+
+#[tokio::test]
+async fn a_visitor_is_told_if_the_app_cannot_be_reached() {
+    let fixture = fixture().unwrap();
+    let visit = |port: u16| {
+        Request::Door(Visitor {
+            port,
+            peer: MeshKey([5; 32]),
+            remote: "[fd5a:1f00:1:1::1]:4000".parse().unwrap(),
+            is_node: true,
+        })
+    };
+    let said = |answer: Answer| match answer {
+        Answer::Refused { detail } => detail,
+        other => format!("{other:?}"),
+    };
+    let mut caller = fixture.call();
+    caller.hello().await.unwrap();
+    let visitor = visit(8730);
+    let (told, ()) = tokio::join!(caller.ask(&visitor), async {
+        tokio::task::yield_now().await;
+        fixture.control.door.shut("it is a picture");
+    });
+    assert_eq!(said(told.unwrap()), "it is a picture");
+    assert!(caller.closed().await);
 }
 
 #[tokio::test]

@@ -14,14 +14,15 @@ use http_body_util::{BodyExt as _, Empty};
 use serde_json::json;
 use tabbify_api::logs::{LogLine, Stream};
 use tabbify_api::runner::{Answer, BOOT_FILE, CONTROL_SOCKET, Failure, Request, StateName};
-use tabbify_process::{SystemClock, Tasks, unix};
+use tabbify_process::{Importance, SystemClock, Tasks, unix};
 use tabbify_runner::output::Output;
 use tabbify_runner::runtime::{self, Entry, Runtime, Start};
 use tabbify_runner::secrets::Secrets;
 use tabbify_runner::traffic::Traffic;
 use tabbify_runner::wasm_http::Limits;
 use tabbify_runner::wasm_http::neighbors::Neighbors;
-use tabbify_testing::apart::is_apart;
+use tabbify_testing::apart::is_furnished;
+use tabbify_testing::dns::Names;
 use tabbify_testing::dockerd::Dockerd;
 use tabbify_testing::image::Image;
 use tabbify_testing::wait::WATCHDOG;
@@ -30,6 +31,8 @@ use tabbify_types::event::v1::{
 };
 use tabbify_types::{AppId, ByteSize, InstanceId};
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
 
 use crate::artifact::{boot, publish};
 use crate::control::{Caller, SECRET};
@@ -45,7 +48,9 @@ fn images_in_a_real_engine() {
         eprintln!("NOT RUN: {NAME}: {why}");
         return;
     }
-    if !is_apart(NAME).unwrap() {
+    let addresses = ["8.8.8.8/32", "169.254.169.254/32"];
+    let resolver = "nameserver 127.0.0.1\noptions timeout:1 attempts:2\n";
+    if !is_furnished(NAME, &addresses, &[("/etc/resolv.conf", resolver)]).unwrap() {
         return;
     }
     let dockerd = Dockerd::start(&[]).unwrap();
@@ -59,6 +64,7 @@ async fn all(dockerd: &Dockerd) -> anyhow::Result<()> {
     let cases: Vec<(&str, Case<'_>)> = vec![
         ("serves and stops", Box::pin(serves_and_stops(engine))),
         ("a worker", Box::pin(a_worker(engine))),
+        ("its way out", Box::pin(its_way_out(engine))),
         ("ends by itself", Box::pin(ends_by_itself(engine))),
         ("exits at once", Box::pin(exits_at_once(engine))),
         ("out of memory", Box::pin(out_of_memory(engine))),
@@ -130,12 +136,15 @@ impl Tried {
                 instance: InstanceId(1),
             },
             engine: Some(engine.to_owned()),
+            microvms: None,
+            cache: dir.path().join("cache"),
             directory: dir.path().to_owned(),
             entry: Entry::File(dir.path().join("image.tar")),
             output: output.clone(),
             tasks: tasks.clone(),
             limits: Limits::DEFAULT,
             neighbors: Neighbors::none(app),
+            volume: None,
         };
         Ok(Self {
             started: watched(runtime::start(start)).await?,
@@ -222,6 +231,103 @@ async fn a_worker(engine: &str) -> anyhow::Result<()> {
     );
     watched(app.runtime()?.stop(Duration::from_secs(1))).await?;
     ensure!(app.lines().await?.iter().any(|line| line.line == "none"));
+    Ok(())
+}
+
+/// Answers with whom it was asked for, at a public address and at those where nobody should get.
+async fn world(tasks: &Tasks) -> anyhow::Result<Names> {
+    let names = Names::serve()?;
+    for name in ["good.example", "evil.example"] {
+        names.set(name, &[&["8.8.8.8"]])?;
+    }
+    for address in ["8.8.8.8", "169.254.169.254"] {
+        let listener = TcpListener::bind((address, 80)).await?;
+        tasks.spawn("world", Importance::Detached, async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    match stream.read_u8().await {
+                        Ok(byte) => head.push(byte),
+                        Err(_) => break,
+                    }
+                }
+                let answer = [&b"HTTP/1.0 200 OK\r\n\r\n"[..], &head].concat();
+                drop(stream.write_all(&answer).await);
+            }
+        });
+    }
+    Ok(names)
+}
+
+/// Programs of the image reach what `[network] egress` names, by the proxy that they are told of, and nothing else,
+/// with the proxy or without it.
+async fn its_way_out(engine: &str) -> anyhow::Result<()> {
+    let tasks = Tasks::new();
+    let names = world(&tasks).await?;
+    let run = changed(|run, _| run.egress = vec!["good.example:80".to_owned()])?;
+    let cgi = |command: &str| {
+        format!(
+            "#!/bin/sh\nprintf 'content-type: text/plain\\r\\n\\r\\n'; {command} 2>&1; echo \"code $?\"\n"
+        )
+    };
+    let image = server()
+        .file(
+            "data/cgi-bin/ask",
+            0o755,
+            cgi("wget -q -O - \"http://$QUERY_STRING/x\""),
+        )
+        .file(
+            "data/cgi-bin/direct",
+            0o755,
+            cgi("nc -w 2 \"$QUERY_STRING\" 80 </dev/null"),
+        );
+    let app = Tried::new(engine, &image, run).await?;
+    let asked = async |what: &str, host: &str| {
+        let (status, said) = app.get(&format!("/cgi-bin/{what}?{host}")).await?;
+        ensure!(status == 200, "{what} {host}: {said}");
+        Ok(said)
+    };
+    let said = asked("ask", "good.example").await?;
+    ensure!(
+        said.contains("GET /x HTTP/1.1\r\n") && said.ends_with("code 0\n"),
+        "{said}"
+    );
+    let _ = names.asked();
+    for host in [
+        "evil.example",
+        "good.example:81",
+        "8.8.8.8",
+        "169.254.169.254",
+    ] {
+        let said = asked("ask", host).await?;
+        ensure!(
+            said.contains("403 Forbidden") && said.ends_with("code 1\n"),
+            "{host}: {said}"
+        );
+    }
+    let said = asked("ask", "nobody.main.internal").await?;
+    ensure!(said.contains("502 Bad Gateway"), "{said}");
+    for host in ["8.8.8.8", "169.254.169.254", "evil.example"] {
+        let said = asked("direct", host).await?;
+        ensure!(!said.ends_with("code 0\n"), "{host}: {said}");
+    }
+    // Nobody was asked for a name on its behalf: not by the engine either.
+    let leaked = names.asked();
+    ensure!(leaked.is_empty(), "{leaked:?}");
+    watched(app.runtime()?.stop(WATCHDOG)).await?;
+    let lines = app.lines().await?;
+    for part in [
+        "tabbify: blocked evil.example:80. Add it to [network] egress.",
+        "tabbify: blocked 8.8.8.8:80. Add it to [network] egress.",
+        "tabbify: blocked 169.254.169.254:80: 169.254.169.254 is a metadata address",
+        "tabbify: nobody.main.internal:80 was not reached: ",
+    ] {
+        ensure!(
+            lines.iter().any(|line| line.line.contains(part)),
+            "{part}: {lines:?}"
+        );
+    }
+    tasks.stop();
     Ok(())
 }
 
@@ -358,6 +464,16 @@ async fn killed(engine: &str, dockerd: &Dockerd) -> anyhow::Result<()> {
     running.0.kill()?;
     running.0.wait()?;
     ensure!(left()?.len() == 1, "it outlives its runner");
+    // As a supervisor finds it whose disk has spoilt the boot document: by its name alone.
+    let spoilt = dir.path().join(app.to_string());
+    let spoilt = spoilt.join(boot.of.instance.to_string());
+    std::fs::create_dir_all(&spoilt)?;
+    for file in [BOOT_FILE, runtime::OUTSIDE_FILE] {
+        std::fs::write(spoilt.join(file), "")?;
+    }
+    let mut cleaning = program(&["--clean"], &spoilt);
+    ensure!(cleaning.arg(engine).status()?.success());
+    ensure!(left()?.is_empty(), "{:?}", left()?);
     let cleaning = program(&["--clean"], &home).status();
     ensure!(cleaning?.success());
     ensure!(left()?.is_empty(), "{:?}", left()?);

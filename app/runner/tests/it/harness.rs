@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -60,6 +60,9 @@ pub(crate) fn run_config() -> RunConfig {
         image: None,
         secrets: BTreeMap::new(),
         egress: Vec::new(),
+        idle_after_ms: None,
+        volume: None,
+        ports: Vec::new(),
     }
 }
 
@@ -78,13 +81,37 @@ pub(crate) async fn start(
     run: RunConfig,
     limits: Limits,
 ) -> anyhow::Result<Result<App, Failure>> {
-    let neighbors = Neighbors::none(AppId::mint());
-    start_among(neighbors, entry, run, limits).await
+    start_having(Has::default(), entry, run, limits).await
 }
 
 /// The same, with ways to other apps.
 pub(crate) async fn start_among(
     neighbors: Neighbors,
+    entry: Bytes,
+    run: RunConfig,
+    limits: Limits,
+) -> anyhow::Result<Result<App, Failure>> {
+    let has = Has {
+        neighbors: Some(neighbors),
+        ..Has::default()
+    };
+    start_having(has, entry, run, limits).await
+}
+
+/// What an app has besides itself.
+#[derive(Debug, Default)]
+pub(crate) struct Has {
+    /// Ways to other apps; without, there are none.
+    pub(crate) neighbors: Option<Neighbors>,
+    /// The directory of its volume.
+    pub(crate) volume: Option<PathBuf>,
+    /// The machine's cache; without, one of its own.
+    pub(crate) cache: Option<PathBuf>,
+}
+
+/// The same, with what it has.
+pub(crate) async fn start_having(
+    has: Has,
     entry: Bytes,
     run: RunConfig,
     limits: Limits,
@@ -101,12 +128,17 @@ pub(crate) async fn start_among(
             instance: InstanceId(1),
         },
         engine: None,
+        microvms: None,
+        cache: has.cache.unwrap_or_else(|| logs.path().join("cache")),
         directory: logs.path().to_owned(),
         entry: Entry::Memory(entry),
         output: output.clone(),
         tasks: tasks.clone(),
         limits,
-        neighbors,
+        neighbors: has
+            .neighbors
+            .unwrap_or_else(|| Neighbors::none(AppId::mint())),
+        volume: has.volume,
     };
     let runtime = match runtime::start(start).await {
         Ok(runtime) => runtime,

@@ -281,9 +281,13 @@ impl Platform {
                 image: None,
                 secrets: BTreeMap::new(),
                 egress: Vec::new(),
+                idle_after_ms: None,
+                volume: None,
+                ports: Vec::new(),
             },
             secrets: Vec::new(),
             placement: Placement::default(),
+            further: Vec::new(),
         };
         self.append(apps, app, published.into()).await
     }

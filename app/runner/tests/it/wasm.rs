@@ -18,6 +18,8 @@ pub(crate) enum Package {
     Memory,
     NoHandler,
     Ask,
+    Disk,
+    Conform,
 }
 
 impl Package {
@@ -29,6 +31,8 @@ impl Package {
             Self::Loop => ("testing/fixtures/wasm/loop", "loop_wasm.wasm"),
             Self::Memory => ("testing/fixtures/wasm/memory", "memory_wasm.wasm"),
             Self::Ask => ("testing/fixtures/wasm/ask", "ask_wasm.wasm"),
+            Self::Disk => ("testing/fixtures/wasm/disk", "disk_wasm.wasm"),
+            Self::Conform => ("testing/fixtures/wasm/conform", "conform_wasm.wasm"),
             Self::NoHandler => ("testing/fixtures/wasm/no-handler", "no-handler-wasm.wasm"),
         }
     }

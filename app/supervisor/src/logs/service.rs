@@ -5,16 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
-use tabbify_api::error::PROBLEM_MEDIA_TYPE;
 use tabbify_api::logs::{AppLogs, FOUND_HEADER, LogLine, LogQuery, LogReader};
+use tabbify_api::volumes::{AppVolumes, app_of};
 use tabbify_api::{ErrorCode, Problem};
 use tabbify_http::ndjson::{self, Line, Source};
 use tabbify_http::{Handle, Limits, Server};
 use tabbify_process::{Tasks, chain};
+use tabbify_types::AppId;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
@@ -33,6 +34,7 @@ type Body = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
 #[derive(Debug, Clone)]
 pub struct LogService {
     logs: Arc<dyn AppLogs>,
+    volumes: Option<Arc<dyn AppVolumes>>,
     server: Server,
     stop: CancellationToken,
 }
@@ -50,8 +52,18 @@ impl LogService {
         };
         Self {
             logs,
+            volumes: None,
             server: Server::new("log reader", limits, tasks),
             stop: tasks.token(),
+        }
+    }
+
+    /// The same, which also shows `volumes`, and removes them.
+    #[must_use]
+    pub fn with_volumes(self, volumes: Arc<dyn AppVolumes>) -> Self {
+        Self {
+            volumes: Some(volumes),
+            ..self
         }
     }
 
@@ -60,13 +72,18 @@ impl LogService {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let (logs, stop) = (self.logs, self.stop);
-        self.server.connection(stream, Requests { logs, stop })
+        let requests = Requests {
+            logs: self.logs,
+            volumes: self.volumes,
+            stop: self.stop,
+        };
+        self.server.connection(stream, requests)
     }
 }
 
 struct Requests {
     logs: Arc<dyn AppLogs>,
+    volumes: Option<Arc<dyn AppVolumes>>,
     stop: CancellationToken,
 }
 
@@ -74,6 +91,9 @@ impl Handle for Requests {
     type Body = Body;
 
     async fn handle(&self, request: Request<Incoming>) -> Response<Body> {
+        if let Some((volumes, app)) = self.volumes.as_ref().zip(app_of(request.uri().path())) {
+            return volume(&**volumes, request.method(), app).await;
+        }
         let asked = LogQuery::read(request.uri().path(), request.uri().query());
         let Some((app, query)) = asked.filter(|_| request.method() == Method::GET) else {
             return problem(ErrorCode::NotFound, "nothing is at this path");
@@ -93,6 +113,27 @@ impl Handle for Requests {
             }
         }
     }
+}
+
+async fn volume(volumes: &dyn AppVolumes, method: &Method, app: AppId) -> Response<Body> {
+    let done = match *method {
+        Method::GET => match volumes.look(app).await {
+            Ok(Some(view)) => Ok(tabbify_http::answer::json(&view)),
+            Ok(None) => Err(Problem::new(
+                ErrorCode::NotFound,
+                "the app has no volume here",
+            )),
+            Err(problem) => Err(problem),
+        },
+        Method::DELETE => volumes.remove(app).await.map(|()| {
+            let mut answer = Response::new(Full::default());
+            *answer.status_mut() = StatusCode::NO_CONTENT;
+            answer
+        }),
+        _ => Err(Problem::new(ErrorCode::MethodNotAllowed, "GET, DELETE")),
+    };
+    let answer = done.unwrap_or_else(|problem| tabbify_http::answer::problem(&problem));
+    answer.map(|body| body.map_err(|never| match never {}).boxed_unsync())
 }
 
 struct Followed {
@@ -115,13 +156,6 @@ impl Source for Followed {
 }
 
 fn problem(code: ErrorCode, detail: &str) -> Response<Body> {
-    let problem = Problem::new(code, detail);
-    let bytes = serde_json::to_vec(&problem).expect("INVARIANT: our own shapes serialize");
-    let body = Full::new(Bytes::from(bytes)).map_err(|never| match never {});
-    let mut answer = Response::new(body.boxed_unsync());
-    *answer.status_mut() =
-        StatusCode::from_u16(problem.status).expect("INVARIANT: every code has a valid status");
-    let kind = HeaderValue::from_static(PROBLEM_MEDIA_TYPE);
-    answer.headers_mut().insert(header::CONTENT_TYPE, kind);
-    answer
+    let answer = tabbify_http::answer::problem(&Problem::new(code, detail));
+    answer.map(|body| body.map_err(|never| match never {}).boxed_unsync())
 }

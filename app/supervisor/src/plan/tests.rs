@@ -7,8 +7,9 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use expect_test::expect_file;
+use tabbify_api::runner::ExitRecord;
 use tabbify_types::event::v1::{
-    AppHealthy, AppStarting, AppStopRequested, AppStopped, InstanceDrained,
+    AppHealthy, AppIdled, AppStarting, AppStopRequested, AppStopped, AppWoken, InstanceDrained,
 };
 use tabbify_types::{AppId, Event};
 
@@ -27,6 +28,9 @@ fn fresh(life: Life) -> Observed {
         failure: None,
         quarantined: false,
         busy: false,
+        told_for: None,
+        is_wanted: false,
+        is_visited: false,
     }
 }
 
@@ -104,6 +108,10 @@ impl Script {
                 Some(("deploy", deploy)) => {
                     order.deploy = placement(instance(name)?, number(deploy)?).deploy;
                 }
+                Some(("idle", after)) => {
+                    let millis = duration(after)?.as_millis();
+                    order.run.idle_after_ms = u64::try_from(millis).ok();
+                }
                 Some(("within", within)) => {
                     let millis = duration(within)?.as_millis();
                     order.run.healthy_within_ms = u64::try_from(millis).unwrap_or(u64::MAX);
@@ -143,6 +151,11 @@ fn note(seen: &mut Observed, what: &str, options: &[&str]) -> Result<(), String>
         ("busy", []) => seen.busy = true,
         ("free", []) => seen.busy = false,
         ("quarantined", []) => seen.quarantined = true,
+        ("told", [span]) => seen.told_for = Some(duration(span)?),
+        ("untold", []) => seen.told_for = None,
+        ("wanted", []) => seen.is_wanted = true,
+        ("unwanted", []) => seen.is_wanted = false,
+        ("visited", []) => seen.is_visited = true,
         ("broken", why) => {
             seen.failure = Some(Failure {
                 reason: FailureReason::NotAComponent,
@@ -165,6 +178,12 @@ fn said(of: InstanceRef, what: &str) -> Result<Event, String> {
         "starting" => Event::from(AppStarting { of }),
         "started" => started(of),
         "healthy" => Event::from(AppHealthy { of }),
+        "idled" => Event::from(AppIdled { of }),
+        "woken" => Event::from(AppWoken {
+            of,
+            key: Some(KEY),
+            secrets: BTreeMap::new(),
+        }),
         "drained" => Event::from(InstanceDrained {
             of,
             finished: 0,
@@ -185,6 +204,7 @@ fn life(what: &str) -> Result<Life, String> {
         "unborn" => Life::Unborn,
         "dead" => Life::Dead(End::default()),
         "killed" => Life::Dead(killed),
+        "ended" => Life::Dead(clean()),
         "unwatched" => Life::Alive(Control::Unwatched),
         "connecting" => Life::Alive(Control::Connecting),
         "unreachable" => Life::Alive(Control::Unreachable),
@@ -193,10 +213,27 @@ fn life(what: &str) -> Result<Life, String> {
             key: KEY,
             secrets: BTreeMap::new(),
         }),
+        "idle" => Life::Alive(Control::Idle {
+            key: KEY,
+            secrets: BTreeMap::new(),
+        }),
         "draining" => Life::Alive(Control::Draining),
         "broken" => Life::Alive(Control::Failed),
         _ => return Err(format!("no such life: {what}")),
     })
+}
+
+/// The end of a runner that was told to end.
+fn clean() -> End {
+    let exit = ExitRecord {
+        code: 0,
+        failure: None,
+        at: Timestamp::default(),
+    };
+    End {
+        exit: Some(exit),
+        ..End::default()
+    }
 }
 
 /// `a/1`: instance 1 of app a.

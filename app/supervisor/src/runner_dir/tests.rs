@@ -27,10 +27,13 @@ fn boot(dir: &RunnerDir) -> Boot {
         vault: None,
         logs: PathBuf::from("/nowhere"),
         cache: PathBuf::from("/nowhere"),
+        volumes: None,
         engine: None,
+        microvms: None,
         underlay: ([127, 0, 0, 1], 0).into(),
         coordinator: None,
         peers: Vec::new(),
+        woken: false,
         secret: crate::control::Secret::mint().to_text(),
     }
 }

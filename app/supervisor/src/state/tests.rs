@@ -57,6 +57,9 @@ pub(crate) fn placement(of: InstanceRef, deployed: u8) -> AppPlaced {
             image: None,
             secrets: BTreeMap::new(),
             egress: Vec::new(),
+            idle_after_ms: None,
+            volume: None,
+            ports: Vec::new(),
         },
     }
 }

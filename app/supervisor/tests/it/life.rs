@@ -118,7 +118,7 @@ async fn a_missing_runner_program_is_a_failure_to_spawn() -> Outcome {
     machine
         .eventually("its directory is gone", |it| !it.dir(of).exists())
         .await?;
-    let capabilities = probe_capabilities(&machine.config.runner, Some(NO_ENGINE)).await;
+    let capabilities = probe_capabilities(&machine.config.runner, Some(NO_ENGINE), None).await;
     assert!(capabilities.iter().all(|it| !it.works), "{capabilities:?}");
     Ok(())
 }
@@ -129,7 +129,7 @@ const NO_ENGINE: &str = "unix:///no/engine";
 #[tokio::test(flavor = "multi_thread")]
 async fn the_real_runner_is_a_capability() -> Outcome {
     let machine = Machine::new()?;
-    let capabilities = probe_capabilities(&machine.config.runner, Some(NO_ENGINE)).await;
+    let capabilities = probe_capabilities(&machine.config.runner, Some(NO_ENGINE), None).await;
     let wasm = capabilities.iter().find(|it| it.runtime == "wasm-http");
     assert!(wasm.is_some_and(|it| it.works), "{capabilities:?}");
     let docker = capabilities.iter().find(|it| it.runtime == "docker");

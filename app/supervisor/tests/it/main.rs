@@ -1,8 +1,10 @@
 //! The supervisor with real runners, the real log and the real example app. Every test has its own
 //! data directory, and ends every runner that it started.
 
+mod adopt;
 mod crash;
 mod hostile;
+mod idle;
 mod life;
 mod outage;
 #[expect(

@@ -25,20 +25,23 @@ use tokio::process::Command;
 use crate::support::{App, Machine, Outcome, WATCHDOG, Wrong, instance, processes_below};
 
 /// What the child is told.
-const HOME: &str = "TABBIFY_TEST_HOME";
-const APP: &str = "TABBIFY_TEST_APP";
-const POINT: &str = "TABBIFY_TEST_POINT";
+pub(crate) const HOME: &str = "TABBIFY_TEST_HOME";
+pub(crate) const APP: &str = "TABBIFY_TEST_APP";
+pub(crate) const POINT: &str = "TABBIFY_TEST_POINT";
 /// Set by `cargo xtask test --long`.
 const LENGTH: &str = "TABBIFY_TEST_LENGTH";
 
 /// When the child is killed.
 #[derive(Debug, Clone, Copy)]
-enum Moment {
+pub(crate) enum Moment {
     /// At the nth passing of a point, by itself.
     At(Point, u16),
     /// After so long, by us.
     After(Duration),
 }
+
+/// The test that is the child here.
+const CHILD: &str = "points::supervisor_child";
 
 /// Everything that is reported of an instance that was run and stopped, in order.
 const LIFE: [&str; 5] = [
@@ -98,15 +101,20 @@ async fn supervisor_child() -> Outcome {
     story(&machine, app.parse()?).await
 }
 
-/// Runs the child until its moment; how it ended.
-async fn crash(home: &Path, app: AppId, moment: Moment) -> Result<ExitStatus, Wrong> {
+/// Runs the child, a test of this binary, until its moment; how it ended.
+pub(crate) async fn crash(
+    test: &str,
+    home: &Path,
+    app: AppId,
+    moment: Moment,
+) -> Result<ExitStatus, Wrong> {
     let said = File::options()
         .create(true)
         .append(true)
         .open(home.join("child.log"))?;
     let mut child = Command::new(std::env::current_exe()?);
     child
-        .args(["points::supervisor_child", "--exact", "--nocapture"])
+        .args([test, "--exact", "--nocapture"])
         .env(HOME, home)
         .env(APP, app.to_string())
         .stdin(Stdio::null())
@@ -216,7 +224,9 @@ async fn enumerate(moments: &[(Point, u16)]) -> Outcome {
         let _ended = Ended(home.path());
         let wrong = |error: Wrong| -> Wrong { format!("{point:?}, passing {nth}: {error}").into() };
         let moment = Moment::At(*point, *nth);
-        let status = crash(home.path(), app, moment).await.map_err(wrong)?;
+        let status = crash(CHILD, home.path(), app, moment)
+            .await
+            .map_err(wrong)?;
         assert_eq!(
             status.signal(),
             Some(9),
@@ -228,7 +238,7 @@ async fn enumerate(moments: &[(Point, u16)]) -> Outcome {
 }
 
 /// Takes the runners along whatever a failing test leaves.
-struct Ended<'a>(&'a Path);
+pub(crate) struct Ended<'a>(pub(crate) &'a Path);
 
 impl Drop for Ended<'_> {
     fn drop(&mut self) {
@@ -249,7 +259,8 @@ async fn killed_at_every_step_of_a_spawn() -> Outcome {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_at_every_step_of_an_end() -> Outcome {
-    let steps = Point::ALL.iter().filter(|point| **point > Point::Reported);
+    let end = Point::BeforeDrain..=Point::Removed;
+    let steps = Point::ALL.iter().filter(|point| end.contains(point));
     let first: Vec<_> = steps.map(|point| (*point, 1)).collect();
     enumerate(&first).await?;
     // The last one of its app.
@@ -264,45 +275,52 @@ async fn killed_before_and_after_everything_that_is_said() -> Outcome {
     enumerate(each.as_flattened()).await
 }
 
+/// Whether `cargo xtask test --long` runs this.
+pub(crate) fn long() -> bool {
+    env::read(LENGTH).is_some_and(|length| length == "long")
+}
+
 /// A linear congruential generator (Knuth, MMIX): a run is repeated by its printed seed.
-struct Chance(u64);
+pub(crate) struct Chance(pub(crate) u64);
 
 impl Chance {
-    fn below(&mut self, end: u64) -> u64 {
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005);
         self.0 = self.0.wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % end
     }
 
-    fn moment(&mut self) -> Result<Moment, Wrong> {
+    /// One of these points, or any time within a story that takes about so long.
+    pub(crate) fn moment(&mut self, points: &[Point], micros: u64) -> Result<Moment, Wrong> {
         if self.below(3) == 0 {
-            return Ok(Moment::After(Duration::from_micros(self.below(1_500_000))));
+            return Ok(Moment::After(Duration::from_micros(self.below(micros))));
         }
-        let point = usize::try_from(self.below(Point::ALL.len() as u64))?;
+        let point = usize::try_from(self.below(points.len() as u64))?;
         let nth = u16::try_from(1 + self.below(2))?;
-        Ok(Moment::At(Point::ALL[point], nth))
+        Ok(Moment::At(points[point], nth))
     }
 }
 
 /// One crash after the other on the same machine, wherever chance puts them.
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_by_chance_again_and_again() -> Outcome {
-    let schedules = match env::read(LENGTH).is_some_and(|length| length == "long") {
-        true => 1_000,
-        false => 4,
-    };
+    let schedules = if long() { 1_000 } else { 4 };
+    // In a story in which nobody is idle, the rest is not passed.
+    let of_a_life = &Point::ALL[..Point::Removed as usize];
     for _ in 0..schedules {
         let seed = u64::from_le_bytes(tabbify_process::random());
         let (home, app, mut chance) = (tempfile::tempdir()?, AppId::mint(), Chance(seed));
         let _ended = Ended(home.path());
         let mut moments = Vec::new();
         for _ in 0..1 + chance.below(5) {
-            moments.push(chance.moment()?);
+            moments.push(chance.moment(of_a_life, 1_500_000)?);
         }
         println!("seed {seed}: {moments:?}");
         let wrong = |error: Wrong| -> Wrong { format!("seed {seed}, {moments:?}: {error}").into() };
         for moment in &moments {
-            let ended = crash(home.path(), app, *moment).await.map_err(wrong)?;
+            let ended = crash(CHILD, home.path(), app, *moment)
+                .await
+                .map_err(wrong)?;
             if ended.success() {
                 // The story has come to its end.
                 break;

@@ -9,16 +9,18 @@ use std::time::Duration;
 
 use tabbify_api::BoxFuture;
 use tabbify_api::artifact::{ARTIFACT_FILE, Artifact, ArtifactFile, file_key};
+use tabbify_api::doorbell::{DoorAsk, DoorSaid, Doorbells};
 use tabbify_api::log::{Append, Delivery, EventLog, Filter, LogScope};
 use tabbify_api::mesh::{Leases, ResolveError};
+use tabbify_api::policy::Ports;
 use tabbify_api::runner::{BIRTH_FILE, Birth};
 use tabbify_log::{Log, Options};
 use tabbify_process::{SystemClock, Tasks};
 use tabbify_supervisor::{Config, Supervisor};
 use tabbify_types::event::v1::{AppPlaced, AppStopRequested, InstanceRef, RunConfig, RuntimeKind};
 use tabbify_types::{
-    AppId, ByteSize, DeployId, Digest, Epoch, Event, EventId, HostName, InstanceId, MeshKey,
-    NewEvent, Position, Recorded, Segment, SegmentGlob, SlotId, Tenant, VersionNumber,
+    APP_PORT, AppId, ByteSize, DeployId, Digest, Epoch, Event, EventId, HostName, InstanceId,
+    MeshKey, NewEvent, Position, Recorded, Segment, SegmentGlob, SlotId, Tenant, VersionNumber,
 };
 
 pub(crate) type Wrong = Box<dyn std::error::Error>;
@@ -79,10 +81,12 @@ impl Machine {
             data_dir: home.path().join("data"),
             runner: runner()?,
             engine: None,
+            microvms: None,
             store: format!("file://{}", home.path().join("objects").display()),
             vault: None,
             underlay: ([127, 0, 0, 1], 0).into(),
             peers: Vec::new(),
+            doors: Some(Arc::new(Platform)),
             identity: None,
         };
         std::fs::create_dir_all(home.path().join("objects"))?;
@@ -147,6 +151,20 @@ impl Machine {
 
     /// Publishes what `app` is and places an instance of it; the order's id.
     pub(crate) async fn place(&self, of: InstanceRef, app: App) -> Result<EventId, Wrong> {
+        self.place_until_idle(of, app, None).await
+    }
+
+    /// The same of one that may stop when it has had nothing to do for so long.
+    pub(crate) async fn place_until_idle(
+        &self,
+        of: InstanceRef,
+        app: App,
+        idle_after: Option<Duration>,
+    ) -> Result<EventId, Wrong> {
+        let idle_after_ms = match idle_after {
+            Some(after) => Some(after.as_millis().try_into()?),
+            None => None,
+        };
         let version = VersionNumber(of.instance.get());
         let bytes = match app {
             App::Hello => std::fs::read(hello()?)?,
@@ -173,6 +191,9 @@ impl Machine {
                 image: None,
                 secrets: BTreeMap::new(),
                 egress: Vec::new(),
+                idle_after_ms,
+                volume: None,
+                ports: Vec::new(),
             },
         });
         self.append(self.orders(), of.app, &order).await
@@ -354,6 +375,24 @@ pub(crate) fn instance(app: AppId, instance: u32) -> InstanceRef {
 
 fn about(event: &Recorded) -> Result<InstanceRef, Wrong> {
     Ok(serde_json::from_str(event.data.get())?)
+}
+
+/// Who may come to what is idle.
+pub(crate) const GUEST: MeshKey = MeshKey([9; 32]);
+
+/// Says of every instance what the coordinator says once it has read that it is idle.
+#[derive(Debug)]
+struct Platform;
+
+impl Doorbells for Platform {
+    fn ask(&self, ask: DoorAsk) -> BoxFuture<'_, Result<DoorSaid, ResolveError>> {
+        let ports = match ask.guest {
+            Some(GUEST) => Ports::Only([APP_PORT].into()),
+            _ => Ports::NOTHING,
+        };
+        let is_idle = true;
+        Box::pin(async move { Ok(DoorSaid { is_idle, ports }) })
+    }
 }
 
 /// Takes down what the supervisor tells the coordinator.

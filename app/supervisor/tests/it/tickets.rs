@@ -53,10 +53,12 @@ impl World {
             data_dir: self.data(),
             runner: runner().map_err(|error| error.to_string())?,
             engine: None,
+            microvms: None,
             store: format!("file://{}", self.platform.objects().display()),
             vault: None,
             underlay: ([127, 0, 0, 1], 0).into(),
             peers: Vec::new(),
+            doors: None,
             identity: Some(Identity::new(
                 certificate,
                 signing,

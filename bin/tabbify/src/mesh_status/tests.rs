@@ -4,6 +4,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::{Mutex, PoisonError};
 
 use http::Method;
+use http_body_util::Full;
 use tabbify_api::BoxFuture;
 use tabbify_api::mesh::{PeerRecord, ResolveError, Resolver};
 use tabbify_api::names::NoNames;

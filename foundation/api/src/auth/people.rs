@@ -101,6 +101,8 @@ impl Role {
                 scope::APP_OPEN,
                 scope::APPS_WRITE,
                 scope::DEPLOY,
+                scope::APP_EXEC,
+                scope::APP_FORWARD,
                 scope::SECRETS_READ,
                 scope::SECRETS_WRITE,
             ],

@@ -1,16 +1,21 @@
 //! What was resolved and is not known to have changed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use tabbify_api::coordinator::{Ask, Change};
 use tabbify_api::mesh::PeerRecord;
 use tabbify_api::policy::Ports;
 use tabbify_types::{AppId, Epoch, HostName, MeshKey, SlotId, Tenant, Timestamp};
+use tokio::time::Instant;
 
 use crate::life::LEASE_LIFE;
 
 /// LIMIT: answers that are remembered. When there are more, those that have ended go, then any.
 const KNOWN_MAX: usize = 128 * 1024;
+/// LIMIT: an answer that is younger than this is not doubted because somebody does not answer there: however
+/// many dial whoever is silent, the coordinator is asked no more often.
+const DOUBTED_AFTER: Duration = Duration::from_secs(2);
 /// LIMIT: slots whose highest epoch is remembered.
 const SLOTS_MAX: usize = 128 * 1024;
 
@@ -38,6 +43,8 @@ pub(crate) struct Known {
     pub(crate) not_after: Timestamp,
     /// Whether it may have changed.
     pub(crate) doubtful: bool,
+    /// When it was asked for, by a clock that nobody sets.
+    pub(crate) asked: Instant,
 }
 
 impl Known {
@@ -100,6 +107,13 @@ impl Cache {
             if asked.is_empty() {
                 self.by_topic.remove(&known.topic);
             }
+        }
+    }
+
+    /// Whoever answered there is silent: what was not asked for just now may have changed.
+    pub(crate) fn doubt(&mut self, ask: &Ask, now: Instant) {
+        if let Some(known) = self.known.get_mut(ask) {
+            known.doubtful |= now.saturating_duration_since(known.asked) >= DOUBTED_AFTER;
         }
     }
 
@@ -181,6 +195,7 @@ mod tests {
             tenant: Tenant::main(),
             not_after: NOW.plus(LEASE_LIFE),
             doubtful: false,
+            asked: Instant::now(),
         }
     }
 
@@ -229,6 +244,19 @@ mod tests {
         assert!(!cache.get(&address(1)).unwrap().is_good(late, true));
         let half = NOW.plus(LEASE_LIFE / 2);
         assert!(!cache.get(&address(1)).unwrap().is_good(half, false));
+    }
+
+    #[test]
+    fn who_is_silent_is_asked_for_anew_and_not_too_often() {
+        let (mut cache, app) = (Cache::default(), AppId::mint());
+        cache.put(address(1), known(app, 1), 0, NOW);
+        let good = |cache: &Cache| cache.get(&address(1)).unwrap().is_good(NOW, true);
+        let asked = cache.get(&address(1)).unwrap().asked;
+        cache.doubt(&address(1), asked + DOUBTED_AFTER / 2);
+        cache.doubt(&address(2), asked + DOUBTED_AFTER);
+        assert!(good(&cache));
+        cache.doubt(&address(1), asked + DOUBTED_AFTER);
+        assert!(!good(&cache));
     }
 
     #[test]

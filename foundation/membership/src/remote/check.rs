@@ -9,9 +9,11 @@ use tabbify_api::policy::NODE_TAG;
 use tabbify_token::{
     DocumentType, LEEWAY, PlatformId, PublicKey, TokenError, Verifier, verify_endorsement,
 };
+use tabbify_types::event::v1::InstanceRef;
 use tabbify_types::{
     AppId, AppUla, Epoch, InstanceUla, MeshKey, SlotId, Timestamp, VerifyingKeyBytes,
 };
+use tokio::time::Instant;
 
 use super::cache::{Known, Topic};
 use super::{JoinFailed, RemoteCoordinator, count};
@@ -141,6 +143,7 @@ fn record(
         inbound,
         is_node: false,
         rules_of: answer.rules_of.clone(),
+        door: None,
     }
 }
 
@@ -148,7 +151,13 @@ fn of_app(ask: Ask, lease: Lease, text: &str, answer: &Resolved) -> Said {
     let app = AppUla::derive(lease.app).addr();
     let instance = InstanceUla::derive(lease.app, lease.instance).addr();
     let addresses = vec![app, instance];
-    let record = record(ask, lease.key, addresses.clone(), lease.candidates, answer);
+    let mut record = record(ask, lease.key, addresses.clone(), lease.candidates, answer);
+    if let Some(door) = lease.door {
+        // The peer is the machine: of what it may reach, nothing was asked.
+        (record.addresses, record.inbound) = (vec![door.addr()], None);
+        let (app, instance) = (lease.app, lease.instance);
+        record.door = Some(InstanceRef { app, instance });
+    }
     Said {
         key: lease.key,
         addresses,
@@ -162,6 +171,7 @@ fn of_app(ask: Ask, lease: Lease, text: &str, answer: &Resolved) -> Said {
             tenant: lease.tenant,
             not_after: lease.not_after,
             doubtful: false,
+            asked: Instant::now(),
         },
     }
 }
@@ -183,6 +193,7 @@ fn of_host(ask: Ask, lease: HostLease, answer: &Resolved) -> Said {
             tenant: lease.tenant,
             not_after: lease.not_after,
             doubtful: false,
+            asked: Instant::now(),
         },
     }
 }

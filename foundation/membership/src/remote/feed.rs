@@ -32,12 +32,21 @@ impl RemoteCoordinator {
     pub(super) async fn watch(&self) {
         let (mut after, mut pause) = (None, PAUSE);
         loop {
-            for client in &self.0.clients {
+            for client in self.clients().iter() {
                 let before = after;
-                let ended = self.hear(client, &mut after).await;
+                let ended = tokio::select! {
+                    ended = self.hear(client, &mut after) => Some(ended),
+                    () = self.0.moved.notified() => None,
+                };
                 if self.0.live.swap(false, Ordering::Relaxed) {
                     self.0.unheard.notify_waiters();
                 }
+                let Some(ended) = ended else {
+                    // Those behind other doors are asked at once, and for everything.
+                    (after, pause) = (None, PAUSE);
+                    self.0.admitted.notify_one();
+                    break;
+                };
                 tracing::debug!(ended, "changes are not heard");
                 if after != before {
                     pause = PAUSE;
@@ -103,7 +112,7 @@ impl RemoteCoordinator {
         loop {
             let told = self.reported();
             let (mut all_heard, mut counts_for) = (true, REPORT_LIFE);
-            for client in &self.0.clients {
+            for client in self.clients().iter() {
                 match tell(client, &told).await {
                     Ok(heard) => counts_for = counts_for.min(heard),
                     Err(why) => {

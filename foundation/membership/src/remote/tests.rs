@@ -24,11 +24,13 @@ const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
 const HOUR: Duration = Duration::from_secs(3600);
 const WATCHDOG: Duration = Duration::from_secs(30);
 
-/// What the liar answers: the answer to every question, and its issuer keys.
+/// What the liar answers: the answer to every question, and its issuer keys; or a problem.
 #[derive(Default)]
 struct Said {
     resolved: Option<Resolved>,
     issuers: Vec<EndorsedKey>,
+    /// Instead of any answer.
+    problem: Option<ErrorCode>,
 }
 
 struct Liar(Arc<Mutex<Said>>);
@@ -38,6 +40,12 @@ impl Handle for Liar {
 
     async fn handle(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(code) = said.problem {
+            let problem = serde_json::to_vec(&Problem::new(code, "no"));
+            let mut answer = Response::new(Full::from(problem.unwrap_or_default()));
+            *answer.status_mut() = http::StatusCode::from_u16(code.status()).unwrap_or_default();
+            return answer;
+        }
         let json = match request.uri().path() {
             RESOLVE_PATH => serde_json::to_vec(&said.resolved),
             ISSUERS_PATH => serde_json::to_vec(&said.issuers),
@@ -174,6 +182,7 @@ fn lease(app: AppId, epoch: u32) -> Lease {
         host: "box1".parse().expect("INVARIANT: it is a name"),
         candidates: Vec::new(),
         not_after: NOW.plus(LEASE_LIFE),
+        door: None,
     }
 }
 
@@ -285,6 +294,40 @@ async fn a_clock_that_is_an_hour_off_is_found_out() {
         "clocks may be a little apart"
     );
     assert_eq!(world.member.stats().clock, 4);
+    assert!(world.tasks.shutdown(WATCHDOG).await);
+}
+
+/// A coordinator that has just started cannot decide yet, and knows nothing that would end what is known here.
+#[tokio::test]
+async fn who_cannot_decide_ends_nothing_before_the_grace_does() {
+    let world = World::start().await.unwrap();
+    let app = AppId::mint();
+    let ask = Ask::Address(AppUla::derive(app).addr());
+    world.told(ask, &lease(app, 1)).await.unwrap().unwrap();
+    let fails = |code| {
+        let mut said = world.said.lock().unwrap_or_else(PoisonError::into_inner);
+        said.problem = Some(code);
+    };
+    world.clock.advance(LEASE_LIFE + Duration::from_secs(1));
+    for code in [ErrorCode::Unavailable, ErrorCode::Internal] {
+        fails(code);
+        let (record, _) = world.member.peer(ask).await.unwrap();
+        assert_eq!(record.key, MeshKey([7; 32]), "{code:?}");
+    }
+    assert_eq!(world.member.stats().outage, 2);
+    fails(ErrorCode::RateLimited);
+    let answer = world.member.peer(ask).await;
+    assert!(
+        matches!(answer, Err(ResolveError::Unreachable(_))),
+        "{answer:?}"
+    );
+    world.clock.advance(HOUR);
+    fails(ErrorCode::Unavailable);
+    let answer = world.member.peer(ask).await;
+    assert!(
+        matches!(answer, Err(ResolveError::Unreachable(_))),
+        "{answer:?}"
+    );
     assert!(world.tasks.shutdown(WATCHDOG).await);
 }
 

@@ -238,6 +238,7 @@ fn every_case_is_spelled_as_it_was() {
         (FailureReason::Image, r#""image""#),
         (FailureReason::Runtime, r#""runtime""#),
         (FailureReason::Secret, r#""secret""#),
+        (FailureReason::Volume, r#""volume""#),
         (FailureReason::Memory, r#""memory""#),
     ]);
 }

@@ -3,14 +3,13 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body as _, Incoming};
 use serde::Serialize;
-use tabbify_api::Problem;
 use tabbify_api::auth::Caller;
-use tabbify_api::error::PROBLEM_MEDIA_TYPE;
 use tabbify_api::secrets::{RELEASE_PATH, Release, SECRETS_PATH, SecretValue, VALUE_LEN_MAX};
+use tabbify_http::answer;
 use tabbify_process::chain;
 use tabbify_types::{RequestId, SecretName};
 use zeroize::Zeroizing;
@@ -40,7 +39,7 @@ pub(super) async fn handle(vault: &Vault, peer: Peer, request: Request<Incoming>
             } else {
                 tracing::debug!(request = %id, %method, path, code, error = %chain(&error), "request refused");
             }
-            refusal(&problem)
+            answer::problem(&problem)
         }
     }
 }
@@ -125,41 +124,12 @@ fn release(release: &Release) -> Answer {
     let len = values + (release.secrets.len() + 1) * ENTRY_LEN;
     let mut bytes = Zeroizing::new(Vec::with_capacity(len));
     serde_json::to_writer(&mut *bytes, release).expect("INVARIANT: our own shapes serialize");
-    with_type("application/json", Bytes::from_owner(bytes))
+    answer::typed("application/json", Full::new(Bytes::from_owner(bytes)))
 }
 
 fn json(status: StatusCode, value: &impl Serialize) -> Answer {
-    let bytes = serde_json::to_vec(value).expect("INVARIANT: our own shapes serialize");
-    let mut answer = with_type("application/json", bytes.into());
+    let mut answer = answer::json(value);
     *answer.status_mut() = status;
-    answer
-}
-
-fn refusal(problem: &Problem) -> Answer {
-    let bytes = serde_json::to_vec(problem).expect("INVARIANT: our own shapes serialize");
-    let mut answer = with_type(PROBLEM_MEDIA_TYPE, bytes.into());
-    // Every code has a valid status, which a test of the contract holds.
-    *answer.status_mut() =
-        StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let headers = answer.headers_mut();
-    match problem.status {
-        401 => {
-            let challenge = HeaderValue::from_static("Bearer realm=\"tabbify\"");
-            headers.insert(header::WWW_AUTHENTICATE, challenge);
-        }
-        429 | 503 => {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("3"));
-        }
-        _ => {}
-    }
-    answer
-}
-
-fn with_type(media_type: &'static str, bytes: Bytes) -> Answer {
-    let mut answer = Response::new(Full::new(bytes));
-    let headers = answer.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     answer
 }
 

@@ -142,6 +142,9 @@ fn placed(of: InstanceRef, tenant: &Tenant, names: &[&str]) -> AppPlaced {
             image: None,
             secrets: uses.collect(),
             egress: Vec::new(),
+            idle_after_ms: None,
+            volume: None,
+            ports: Vec::new(),
         },
     }
 }

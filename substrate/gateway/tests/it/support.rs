@@ -404,6 +404,9 @@ pub(crate) fn placed(of: InstanceRef, tenant: &Tenant, names: &[&str]) -> Fallib
             image: None,
             secrets,
             egress: Vec::new(),
+            idle_after_ms: None,
+            volume: None,
+            ports: Vec::new(),
         },
     })
 }

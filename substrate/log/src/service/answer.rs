@@ -6,15 +6,14 @@ use bytes::Bytes;
 use futures_util::stream;
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt as _, Full, StreamBody};
+use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::Frame;
 use serde::Serialize;
-use tabbify_api::error::PROBLEM_MEDIA_TYPE;
+use tabbify_api::Problem;
 use tabbify_api::log::{
-    HEAD_HEADER, LogProblem, NEXT_AFTER_HEADER, Page, SESSION_PROTOCOL, STREAM_MEDIA_TYPE,
-    Subscribe,
+    HEAD_HEADER, NEXT_AFTER_HEADER, Page, SESSION_PROTOCOL, STREAM_MEDIA_TYPE, Subscribe,
 };
-use tabbify_api::{ErrorCode, Problem};
+use tabbify_http::answer;
 use tabbify_types::Recorded;
 use tokio_util::sync::CancellationToken;
 
@@ -26,10 +25,9 @@ use crate::wire::{binary, event};
 pub(super) type Body = UnsyncBoxBody<Bytes, Infallible>;
 pub(super) type Answer = Response<Body>;
 
-/// `value` as JSON. Never cached: it is true of this caller, now.
+/// `value` as JSON.
 pub(super) fn json(value: &impl Serialize) -> Answer {
-    let bytes = serde_json::to_vec(value).expect("INVARIANT: our own shapes serialize");
-    with_type("application/json", Full::new(bytes.into()).boxed_unsync())
+    answer::json(value).map(BodyExt::boxed_unsync)
 }
 
 /// Nothing to say but that it is done.
@@ -40,39 +38,7 @@ pub(super) fn done() -> Answer {
 }
 
 pub(super) fn refusal(problem: &Problem) -> Answer {
-    let bytes = serde_json::to_vec(problem).expect("INVARIANT: our own shapes serialize");
-    let mut answer = with_type(PROBLEM_MEDIA_TYPE, Full::new(bytes.into()).boxed_unsync());
-    // Every code has a valid status, which a test of the contract holds.
-    *answer.status_mut() =
-        StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let headers = answer.headers_mut();
-    match problem.code {
-        ErrorCode::TokenMissing | ErrorCode::TokenInvalid | ErrorCode::TokenExpired => {
-            let value = HeaderValue::from_static("Bearer realm=\"tabbify\"");
-            headers.insert(header::WWW_AUTHENTICATE, value);
-        }
-        ErrorCode::RateLimited | ErrorCode::Unavailable | ErrorCode::AppendRate => {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds(problem)));
-        }
-        _ => {}
-    }
-    answer
-}
-
-/// How long to wait, as the header can say it.
-fn seconds(problem: &Problem) -> u64 {
-    match problem.log {
-        Some(LogProblem::Rate { retry_after_ms, .. }) => retry_after_ms.div_ceil(1_000).max(1),
-        _ => 1,
-    }
-}
-
-fn with_type(media_type: &'static str, body: Body) -> Answer {
-    let mut answer = Response::new(body);
-    let headers = answer.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    answer
+    answer::problem(problem).map(BodyExt::boxed_unsync)
 }
 
 /// A page, encoded as it is sent: as frames, or as lines of JSON.
@@ -91,7 +57,7 @@ pub(super) fn page(page: Page, as_frames: bool) -> Answer {
         }
         (!piece.is_empty()).then(|| (Ok(Frame::data(piece.into())), events))
     });
-    let mut answer = with_type(media_type, StreamBody::new(pieces).boxed_unsync());
+    let mut answer = answer::typed(media_type, StreamBody::new(pieces).boxed_unsync());
     let headers = answer.headers_mut();
     headers.insert(NEXT_AFTER_HEADER, HeaderValue::from(next_after));
     headers.insert(HEAD_HEADER, HeaderValue::from(head));
@@ -111,7 +77,7 @@ pub(super) fn events(
     closing: CancellationToken,
 ) -> Answer {
     let pieces = feed::pieces(subscription, form, watch, closing);
-    with_type(form.media_type, StreamBody::new(pieces).boxed_unsync())
+    answer::typed(form.media_type, StreamBody::new(pieces).boxed_unsync())
 }
 
 /// The connection goes over to the protocol of sessions.

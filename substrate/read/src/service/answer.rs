@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::stream;
-use http::{HeaderValue, Response, StatusCode, header};
+use http::{HeaderValue, Response, header};
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt as _, Full, StreamBody};
+use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 use serde::Serialize;
-use tabbify_api::error::PROBLEM_MEDIA_TYPE;
 use tabbify_api::read::{HEAD_HEADER, LAG_MS_HEADER, POSITION_HEADER, ReadStatus};
 use tabbify_api::{ErrorCode, Problem};
+use tabbify_http::answer;
 use tokio::sync::Semaphore;
 
 use crate::wire::problem;
@@ -42,30 +42,17 @@ pub(super) fn json(
         (!piece.is_empty()).then(|| (Ok(Frame::data(piece)), (rest, room)))
     });
     let body = StreamBody::new(pieces).boxed_unsync();
-    let mut answer = with_type("application/json", body);
+    let mut answer = answer::typed("application/json", body);
     let headers = answer.headers_mut();
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(len));
     Ok(answer)
 }
 
 pub(super) fn refusal(problem: &Problem) -> Answer {
-    let bytes = serde_json::to_vec(problem).expect("INVARIANT: our own shapes serialize");
-    let mut answer = with_type(PROBLEM_MEDIA_TYPE, Full::new(bytes.into()).boxed_unsync());
-    // Every code has a valid status, which a test of the contract holds.
-    *answer.status_mut() =
-        StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let says = match problem.code {
-        ErrorCode::TokenMissing | ErrorCode::TokenInvalid | ErrorCode::TokenExpired => {
-            Some((header::WWW_AUTHENTICATE, "Bearer realm=\"tabbify\""))
-        }
-        ErrorCode::RateLimited | ErrorCode::Unavailable => Some((header::RETRY_AFTER, "1")),
-        ErrorCode::MethodNotAllowed => Some((header::ALLOW, "GET")),
-        _ => None,
-    };
-    if let Some((name, value)) = says {
-        answer
-            .headers_mut()
-            .insert(name, HeaderValue::from_static(value));
+    let mut answer = answer::problem(problem).map(BodyExt::boxed_unsync);
+    if problem.code == ErrorCode::MethodNotAllowed {
+        let get = HeaderValue::from_static("GET");
+        answer.headers_mut().insert(header::ALLOW, get);
     }
     answer
 }
@@ -76,12 +63,4 @@ pub(super) fn stand(answer: &mut Answer, status: &ReadStatus) {
     headers.insert(POSITION_HEADER, HeaderValue::from(status.position.get()));
     headers.insert(HEAD_HEADER, HeaderValue::from(status.head.get()));
     headers.insert(LAG_MS_HEADER, HeaderValue::from(status.lag_ms));
-}
-
-fn with_type(media_type: &'static str, body: Body) -> Answer {
-    let mut answer = Response::new(body);
-    let headers = answer.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    answer
 }

@@ -31,6 +31,9 @@ pub(crate) fn run_config() -> RunConfig {
         image: None,
         secrets: BTreeMap::new(),
         egress: Vec::new(),
+        idle_after_ms: None,
+        volume: None,
+        ports: Vec::new(),
     }
 }
 
@@ -54,6 +57,7 @@ pub(crate) fn published(id: AppId, version: u32) -> VersionPublished {
         run: run_config(),
         secrets: vec!["api-key".to_owned()],
         placement: Placement::default(),
+        further: Vec::new(),
     }
 }
 

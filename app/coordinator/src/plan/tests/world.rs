@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use tabbify_types::event::v1::{
-    Access, AppFailed, AppHealthy, AppRegistered, AppStarted, AppStarting, AppStopped, Capability,
-    DeployRequested, FailureReason, InstanceDrained, Machines, Placement, RunConfig, RuntimeKind,
-    VersionPublished,
+    Access, AppFailed, AppHealthy, AppIdled, AppRegistered, AppStarted, AppStarting, AppStopped,
+    AppWoken, Capability, DeployRequested, DeployTarget, FailureReason, InstanceDrained, Machines,
+    Placement, RunConfig, RuntimeKind, VersionPublished,
 };
 use tabbify_types::{AppUla, ByteSize, Digest, InstanceUla, MeshKey, Recorded, Tenant, Timestamp};
 
@@ -23,7 +23,7 @@ pub(super) type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
 pub(super) const PERCENT: u32 = 150;
 
 /// LIMIT: rounds of planning after one command; more means that the plan does not come to rest.
-pub(super) const ROUNDS_MAX: usize = 8;
+pub(super) const ROUNDS_MAX: usize = 16;
 
 #[derive(Default)]
 pub(super) struct World {
@@ -163,7 +163,12 @@ impl World {
             }
             Event::LeaseReleased(it) => format!("#{}", it.instance),
             Event::TrafficShifted(it) => {
-                format!("{} v{} to #{}", deploy(it.deploy), it.version, it.primary)
+                let mut text = format!("{} v{} to #{}", deploy(it.deploy), it.version, it.primary);
+                for other in it.instances.iter().filter(|other| **other != it.primary) {
+                    // Writing to a string does not fail.
+                    let _ = write!(text, ", #{other}");
+                }
+                text
             }
             Event::DeployFinished(it) => {
                 format!("{} {:?} {}", deploy(it.deploy), it.outcome, it.detail)
@@ -305,41 +310,23 @@ impl World {
         runtime: &str,
         how: &[&str],
     ) -> Fallible<()> {
-        let (mut placement, mut memory) = (Placement::default(), ByteSize::mib(64));
-        for word in how {
-            match word.split_once(':') {
-                Some(("name", name)) => placement.on = Machines::Name(name.parse()?),
-                Some(("tag", tag)) => placement.on = Machines::Tag(tag.to_owned()),
-                Some(("memory", size)) => memory = size.parse()?,
-                None if *word == "volume" => placement.volume = true,
-                _ => return Err(format!("not a placement: {word}").into()),
-            }
-        }
-        let (runtime, filler) = match runtime.split_once('+') {
-            Some((runtime, bytes)) => (runtime, bytes.parse()?),
-            None => (runtime, 0),
-        };
-        let runtime: RuntimeKind = serde_json::from_value(runtime.into())?;
-        let env = BTreeMap::from([("FILLER".to_owned(), "x".repeat(filler))]);
+        // Further targets follow after `and` each: `wasm-http replicas:2 and docker tag:gpu`.
+        let mut blocks = how.split(|word| *word == "and");
+        let DeployTarget { run, placement } = target(runtime, blocks.next().unwrap_or_default())?;
+        let further = blocks.map(|block| {
+            let (runtime, how) = block.split_first().ok_or("a target without a runtime")?;
+            target(runtime, how)
+        });
         let published = VersionPublished {
             app: app_id(app),
             version: version.parse()?,
             artifact: Digest::of(version.as_bytes()),
             config: Digest::of(b"config"),
             access: Access::Private,
-            run: RunConfig {
-                runtime,
-                entry: "app.wasm".to_owned(),
-                memory,
-                env,
-                stop_timeout_ms: 30_000,
-                healthy_within_ms: 60_000,
-                image: None,
-                secrets: BTreeMap::new(),
-                egress: Vec::new(),
-            },
+            run,
             secrets: Vec::new(),
             placement,
+            further: further.collect::<Fallible<_>>()?,
         };
         self.one(apps(), app_id(app), published)
     }
@@ -382,6 +369,15 @@ impl World {
             }
             "healthy" => Event::from(AppHealthy { of }),
             "stopped" => Event::from(AppStopped { of }),
+            "idled" => Event::from(AppIdled { of }),
+            "woken" => woken(of, key),
+            "woken-with-another-key" => {
+                woken(of, MeshKey(blake3_of(&format!("{app} {instance} again"))))
+            }
+            "woken-with-a-machine-s-key" => {
+                let key = self.state.hosts.values().next().ok_or("no machine")?.key;
+                woken(of, key)
+            }
             "drained" => Event::from(InstanceDrained {
                 of,
                 finished: 3,
@@ -408,6 +404,47 @@ impl World {
         };
         self.one(Segment::host_reports(&host.parse()?), app, event)
     }
+}
+
+fn woken(of: InstanceRef, key: MeshKey) -> Event {
+    let (key, secrets) = (Some(key), BTreeMap::new());
+    AppWoken { of, key, secrets }.into()
+}
+
+/// A target of a manifest.
+fn target(runtime: &str, how: &[&str]) -> Fallible<DeployTarget> {
+    let (mut placement, mut memory) = (Placement::default(), ByteSize::mib(64));
+    for word in how {
+        match word.split_once(':') {
+            Some(("name", name)) => placement.on = Machines::Name(name.parse()?),
+            Some(("tag", tag)) => placement.on = Machines::Tag(tag.to_owned()),
+            Some(("memory", size)) => memory = size.parse()?,
+            Some(("replicas", replicas)) => placement.replicas = replicas.parse()?,
+            None if *word == "volume" => placement.volume = true,
+            _ => return Err(format!("not a placement: {word}").into()),
+        }
+    }
+    let (runtime, filler) = match runtime.split_once('+') {
+        Some((runtime, bytes)) => (runtime, bytes.parse()?),
+        None => (runtime, 0),
+    };
+    let runtime: RuntimeKind = serde_json::from_value(runtime.into())?;
+    let env = BTreeMap::from([("FILLER".to_owned(), "x".repeat(filler))]);
+    let run = RunConfig {
+        runtime,
+        entry: "app.wasm".to_owned(),
+        memory,
+        env,
+        stop_timeout_ms: 30_000,
+        healthy_within_ms: 60_000,
+        image: None,
+        secrets: BTreeMap::new(),
+        egress: Vec::new(),
+        idle_after_ms: None,
+        volume: None,
+        ports: Vec::new(),
+    };
+    Ok(DeployTarget { run, placement })
 }
 
 pub(super) fn apps() -> Segment {

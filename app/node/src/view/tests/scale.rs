@@ -16,9 +16,24 @@ fn resident() -> usize {
     pages * 4096
 }
 
+fn placed(app: AppId, deploy: DeployId) -> AppPlaced {
+    AppPlaced {
+        app,
+        tenant: Tenant::main(),
+        deploy,
+        version: VersionNumber(1),
+        host: "box1".parse().unwrap(),
+        slot: SlotId::FIRST,
+        epoch: Epoch(1),
+        instance: InstanceId(1),
+        artifact: Digest::of(b"a"),
+        run: run(),
+    }
+}
+
 /// An app that was pushed once, and serves.
 fn pushed(app: AppId, n: usize) -> Vec<Event> {
-    let (tenant, deploy, version) = (Tenant::main(), DeployId::mint(), VersionNumber(1));
+    let (deploy, version) = (DeployId::mint(), VersionNumber(1));
     let instance = InstanceId(1);
     let of = InstanceRef { app, instance };
     let name = format!("shop-{n}").parse().unwrap();
@@ -26,7 +41,7 @@ fn pushed(app: AppId, n: usize) -> Vec<Event> {
     vec![
         AppRegistered {
             app,
-            tenant: tenant.clone(),
+            tenant: Tenant::main(),
             name,
             address,
         }
@@ -41,6 +56,7 @@ fn pushed(app: AppId, n: usize) -> Vec<Event> {
             run: run(),
             secrets: Vec::new(),
             placement: Placement::default(),
+            further: Vec::new(),
         }
         .into(),
         DeployRequested {
@@ -49,19 +65,7 @@ fn pushed(app: AppId, n: usize) -> Vec<Event> {
             version,
         }
         .into(),
-        AppPlaced {
-            app,
-            tenant,
-            deploy,
-            version,
-            host: "box1".parse().unwrap(),
-            slot: SlotId::FIRST,
-            epoch: Epoch(1),
-            instance,
-            artifact: Digest::of(b"a"),
-            run: run(),
-        }
-        .into(),
+        placed(app, deploy).into(),
         AppStarting { of }.into(),
         AppStarted {
             of,

@@ -19,6 +19,10 @@ struct Truth {
     born: bool,
     /// Its process, which holds the lock.
     process: Option<Process>,
+    /// The last process ended because it was told to.
+    clean: bool,
+    /// Somebody waits for it at the doorbell.
+    wanted: bool,
     processes_ever: u32,
 }
 
@@ -28,6 +32,8 @@ enum Process {
     /// As starting, but for ever.
     Hung,
     Ready,
+    /// The same, with nothing to do.
+    Idle,
     Draining,
     Broken,
 }
@@ -41,14 +47,17 @@ enum Step {
         sub_steps: usize,
         crash: bool,
     },
-    /// A runner gets on: writes its birth record, becomes ready, fails, hangs, dies.
+    /// A runner gets on: writes its birth record, becomes ready, has nothing to do, fails, hangs, dies.
     Get(Index, Fate),
+    /// Somebody rings for an instance; who was served before is gone.
+    Ring(Index),
 }
 
 #[derive(Debug, Clone, Copy)]
 enum Fate {
     Born,
     Ready,
+    Idle,
     Broken,
     Hang,
     Die,
@@ -86,6 +95,7 @@ impl World {
         match (truth.process, truth.born) {
             _ if !truth.directory => None,
             (Some(_), _) => Some(Life::Alive(Control::Unwatched)),
+            (None, true) if truth.clean => Some(Life::Dead(clean())),
             (None, true) => Some(Life::Dead(End::default())),
             (None, false) => Some(Life::Unborn),
         }
@@ -108,8 +118,25 @@ impl World {
         }
     }
 
-    /// What the watches of living runners tell.
+    /// Those who wait are let in, where anybody can be; then what the watches of living runners tell.
     fn hear(&mut self) {
+        for (of, truth) in &mut self.truth {
+            if truth.wanted && matches!(truth.process, Some(Process::Ready | Process::Idle)) {
+                (truth.process, truth.wanted) = (Some(Process::Ready), false);
+            }
+            let placed = self.script.story.desired.placed().get(of);
+            let sleeps = placed.is_some_and(|placed| placed.said.idle && placed.stop.is_none());
+            if truth.wanted && sleeps {
+                let unborn = || fresh(Life::Unborn);
+                self.script.observed.entry(*of).or_insert_with(unborn);
+            }
+        }
+        for (of, seen) in &mut self.script.observed {
+            seen.is_wanted = self.truth.get(of).is_some_and(|truth| truth.wanted);
+            if let Some(told) = &mut seen.told_for {
+                *told += Duration::from_secs(1);
+            }
+        }
         for (of, seen) in &mut self.script.observed {
             let watched =
                 matches!(&seen.life, Life::Alive(control) if *control != Control::Unwatched);
@@ -124,10 +151,18 @@ impl World {
                         key: KEY,
                         secrets: BTreeMap::new(),
                     }),
+                    Some(Process::Idle) => Life::Alive(Control::Idle {
+                        key: KEY,
+                        secrets: BTreeMap::new(),
+                    }),
                     Some(Process::Draining) => Life::Alive(Control::Draining),
                     Some(Process::Broken) => Life::Alive(Control::Failed),
+                    None if self.truth[of].clean => Life::Dead(clean()),
                     None => Life::Dead(End::default()),
                 };
+                if !matches!(seen.life, Life::Alive(Control::Idle { .. })) {
+                    seen.told_for = None;
+                }
             }
         }
     }
@@ -149,6 +184,15 @@ impl World {
                 }
                 return 3;
             }
+            Action::Wake(_) => {
+                self.truth.entry(of).or_default().directory = true;
+                if sub_steps >= 2 {
+                    self.wake(of);
+                }
+                return 2;
+            }
+            Action::Tell(_) => seen.told_for = Some(Duration::ZERO),
+            Action::Sleep(..) => return self.fall_asleep(of, sub_steps),
             Action::Adopt(_) => seen.life = Life::Alive(Control::Connecting),
             Action::Report(_, reports) => {
                 for report in reports {
@@ -167,8 +211,11 @@ impl World {
                 return 2;
             }
             Action::Stop(_) => {
-                self.truth.get_mut(&of).unwrap().process = None;
-                seen.life = Life::Dead(End::default());
+                let truth = self.truth.get_mut(&of).unwrap();
+                truth.clean = !matches!(truth.process, Some(Process::Broken));
+                truth.process = None;
+                let end = if truth.clean { clean() } else { End::default() };
+                seen.life = Life::Dead(end);
             }
             Action::Remove(_) => {
                 let truth = self.truth.entry(of).or_default();
@@ -176,7 +223,7 @@ impl World {
                     truth.process, None,
                     "the directory of a living runner is removed"
                 );
-                truth.directory = false;
+                (truth.directory, truth.born) = (false, false);
                 self.script.observed.remove(&of);
             }
             Action::Quarantine(_) => panic!("everything here was placed"),
@@ -195,6 +242,39 @@ impl World {
         seen.life = Life::Alive(Control::Connecting);
     }
 
+    /// The same of an instance that is asleep: as often as somebody rings.
+    fn wake(&mut self, of: InstanceRef) {
+        let truth = self.truth.get_mut(&of).unwrap();
+        assert!(truth.process.is_none() && !truth.born, "{of:?} runs twice");
+        let placed = &self.script.story.desired.placed()[&of];
+        assert!(
+            placed.said.idle && placed.stop.is_none(),
+            "it does not sleep"
+        );
+        truth.process = Some(Process::Starting);
+        truth.clean = false;
+        let seen = self.script.observed.get_mut(&of).unwrap();
+        seen.life = Life::Alive(Control::Connecting);
+    }
+
+    /// As many sub-steps of it as that: who has something to do again goes on.
+    fn fall_asleep(&mut self, of: InstanceRef, sub_steps: usize) -> usize {
+        let truth = self.truth.get_mut(&of).unwrap();
+        let seen = self.script.observed.get_mut(&of).unwrap();
+        if truth.process != Some(Process::Idle) {
+            seen.told_for = None;
+            return 1;
+        }
+        truth.process = Some(Process::Draining);
+        if sub_steps >= 2 {
+            seen.drain = Drain::Done {
+                finished: 0,
+                cut: 0,
+            };
+        }
+        2
+    }
+
     fn step(&mut self, step: &Step) {
         self.script.now = self.script.now.plus(Duration::from_millis(700));
         match step {
@@ -208,7 +288,15 @@ impl World {
                 let drain_ms = 10;
                 self.append(&Event::from(AppStopRequested { of: *of, drain_ms }));
             }
-            Step::StopOrder(_) => {}
+            Step::Ring(which) if !self.truth.is_empty() => {
+                let of = **which.get(&self.truth.keys().collect::<Vec<_>>());
+                // Nobody is held for who is not placed, or is about to end.
+                let placed = self.script.story.desired.placed().get(&of);
+                if placed.is_some_and(|placed| placed.stop.is_none()) {
+                    self.truth.get_mut(&of).unwrap().wanted = true;
+                }
+            }
+            Step::StopOrder(_) | Step::Ring(_) => {}
             Step::Turn { sub_steps, crash } => {
                 self.turn(*sub_steps);
                 if *crash {
@@ -258,13 +346,16 @@ impl World {
                 truth.born = true;
                 truth.process = Some(Process::Ready);
             }
+            Fate::Idle if process == Process::Ready && !truth.wanted => {
+                truth.process = Some(Process::Idle);
+            }
             Fate::Broken if process == Process::Starting => {
                 truth.born = true;
                 truth.process = Some(Process::Broken);
             }
             Fate::Hang if process == Process::Starting => truth.process = Some(Process::Hung),
-            Fate::Die => truth.process = None,
-            Fate::Ready | Fate::Broken | Fate::Hang => {}
+            Fate::Die => (truth.process, truth.clean) = (None, false),
+            Fate::Ready | Fate::Idle | Fate::Broken | Fate::Hang => {}
         }
     }
 
@@ -289,10 +380,15 @@ impl World {
                 Some(process) => {
                     let placed = placed.expect("who runs is placed");
                     assert!(placed.said.healthy.is_some() && placed.stop.is_none());
+                    assert!(!placed.said.idle, "{of:?} is awake, and nobody was told");
                     assert!(matches!(process, Process::Ready | Process::Draining));
                 }
                 None => {
-                    assert!(placed.is_none(), "{of:?} neither runs nor has ended");
+                    let sleeps = placed.is_some_and(|placed| placed.said.idle);
+                    assert!(
+                        placed.is_none() || sleeps && !truth.wanted,
+                        "{of:?} neither runs nor sleeps nor has ended"
+                    );
                     assert!(!truth.directory, "{of:?} left its directory");
                 }
             }
@@ -304,6 +400,7 @@ fn any_step() -> impl Strategy<Value = Step> {
     let fate = prop_oneof![
         proptest::strategy::Just(Fate::Born),
         proptest::strategy::Just(Fate::Ready),
+        proptest::strategy::Just(Fate::Idle),
         proptest::strategy::Just(Fate::Broken),
         proptest::strategy::Just(Fate::Hang),
         proptest::strategy::Just(Fate::Die),
@@ -314,6 +411,7 @@ fn any_step() -> impl Strategy<Value = Step> {
         6 => (0..6_usize, any::<bool>())
             .prop_map(|(sub_steps, crash)| Step::Turn { sub_steps, crash }),
         3 => (any::<Index>(), fate).prop_map(|(which, fate)| Step::Get(which, fate)),
+        1 => any::<Index>().prop_map(Step::Ring),
     ]
 }
 

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ASKED, FACT, InstanceRef, ORDER, Placement, REPORT, RunConfig};
+use super::{ASKED, DeployTarget, FACT, InstanceRef, ORDER, Placement, REPORT, RunConfig};
 use crate::{AppId, AppName, AppUla, DeployId, Digest, DomainName, Tenant, VersionNumber};
 
 /// Who may open an app without a token.
@@ -51,6 +51,8 @@ events! {
             "Names of the secrets it needs, without versions.",
         #[serde(default)] placement: Placement =>
             "Where its instances may run: on any machine, unless it says otherwise.",
+        #[serde(default, skip_serializing_if = "Vec::is_empty")] further: Vec<DeployTarget> =>
+            "Further targets, which run at the same time; left out if there are none.",
     }
 
     /// An earlier version is to serve again; in the same batch as its `deploy_requested`.
@@ -92,6 +94,19 @@ events! {
     /// An idle app has a request waiting: at the node, or at the doorbell of its host.
     AppWakeRequested = "app_wake_requested" at [ASKED, REPORT, FACT] key "the app" {
         app: AppId => "The app.",
+    }
+
+    /// Somebody is let run a command in an instance. Its key is its own: it changes nothing about the app.
+    AppCommandAdmitted = "app_command_admitted" at [ASKED] key "`access/<app>`" {
+        #[serde(flatten)] of: InstanceRef => "Which instance.",
+        program: String =>
+            "The program, at most 256 bytes of its name. Arguments may be secret: they are not here.",
+    }
+
+    /// Somebody is let connect to a raw port of an app, from now on until the connection ends.
+    AppPortAdmitted = "app_port_admitted" at [ASKED] key "`access/<app>`" {
+        app: AppId => "The app.",
+        port: u16 => "The port.",
     }
 
     /// An app is to end for ever.

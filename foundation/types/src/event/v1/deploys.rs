@@ -115,6 +115,11 @@ events! {
     /// An app that was idle answers again.
     AppWoken = "app_woken" at [REPORT, FACT] key "the app" {
         #[serde(flatten)] of: InstanceRef => "The instance that answers.",
+        #[serde(default, skip_serializing_if = "Option::is_none")] key: Option<MeshKey> =>
+            "The WireGuard key that it has now: a new one, unless it was asked before it had ended.",
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        secrets: BTreeMap<SecretName, SecretVersion> =>
+            "The secrets that it got this time, with the versions of their values.",
     }
 
     /// An app cannot run, and the platform can do nothing about it by itself.

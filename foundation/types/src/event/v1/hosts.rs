@@ -45,6 +45,40 @@ pub struct RunConfig {
     /// Where it may connect to, as `[network] egress` has it; nowhere by default.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub egress: Vec<String>,
+    /// How long it may have nothing to do before it is stopped, in milliseconds; the next request wakes it.
+    /// Without, it runs until it is stopped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_after_ms: Option<u64>,
+    /// What it keeps on disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<VolumeUse>,
+    /// Raw TCP: each is a port on its mesh address and, with the same number, in the app.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<u16>,
+}
+
+/// The volume of an app, as its instances get it. It is one for the app on a machine, and outlives them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeUse {
+    /// Where the app sees it: an absolute path.
+    pub mount: String,
+    /// The most that it may hold.
+    pub size: ByteSize,
+    /// How often it is copied to the object store; without, only by hand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshots: Option<SnapshotEvery>,
+}
+
+/// How often a volume is copied to the object store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SnapshotEvery {
+    /// Every hour.
+    Hour,
+    /// Every day.
+    Day,
+    /// Every week.
+    Week,
 }
 
 /// How an OCI image is run, in a container or in a microVM.
@@ -96,7 +130,7 @@ pub enum SecretDelivery {
 }
 
 /// Where the instances of a version may run.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Placement {
     /// On which machines.
     #[serde(default)]
@@ -104,6 +138,40 @@ pub struct Placement {
     /// Whether they have a volume. It stays where it was made, and they with it.
     #[serde(default)]
     pub volume: bool,
+    /// How many run at once.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub replicas: u16,
+}
+
+impl Default for Placement {
+    fn default() -> Self {
+        Self {
+            on: Machines::default(),
+            volume: false,
+            replicas: 1,
+        }
+    }
+}
+
+fn one() -> u16 {
+    1
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde calls it with a reference"
+)]
+fn is_one(replicas: &u16) -> bool {
+    *replicas == 1
+}
+
+/// A further `[[deploy]]` block of a version: other machines, or another runtime.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeployTarget {
+    /// What an instance needs to run there.
+    pub run: RunConfig,
+    /// Where its instances may run.
+    pub placement: Placement,
 }
 
 /// Machines, as `[[deploy]] supervisor` names them.
@@ -150,6 +218,8 @@ pub enum FailureReason {
     Runtime,
     /// A secret that it needs cannot be had.
     Secret,
+    /// Its volume cannot be had, or is full.
+    Volume,
     /// It was ended because it used more memory than it may.
     Memory,
 }

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 use tabbify_types::event::v1::{
-    Access, AppDestroyRequested, AppDestroyed, AppFailed, AppHealthy, AppIdled, AppNameClaimed,
-    AppPlaced, AppRegistered, AppRestartRequested, AppRolledBack, AppStartRequested, AppStarted,
-    AppStarting, AppStopRequested, AppStopped, AppUnavailable, AppWakeRequested, AppWoken,
-    DeployFinished, DeployOutcome, DeployRequested, DeploySuperseded, DomainAdded, DomainRemoved,
-    FailureReason, InstanceDrained, InstanceRef, Machines, Placement, RunConfig, RuntimeKind,
-    TrafficShifted, UnavailableReason, VersionPublished, VersionReserved,
+    Access, AppCommandAdmitted, AppDestroyRequested, AppDestroyed, AppFailed, AppHealthy, AppIdled,
+    AppNameClaimed, AppPlaced, AppPortAdmitted, AppRegistered, AppRestartRequested, AppRolledBack,
+    AppStartRequested, AppStarted, AppStarting, AppStopRequested, AppStopped, AppUnavailable,
+    AppWakeRequested, AppWoken, DeployFinished, DeployOutcome, DeployRequested, DeploySuperseded,
+    DeployTarget, DomainAdded, DomainRemoved, FailureReason, InstanceDrained, InstanceRef,
+    Machines, Placement, RunConfig, RuntimeKind, TrafficShifted, UnavailableReason,
+    VersionPublished, VersionReserved,
 };
 use tabbify_types::{
     ByteSize, Epoch, Event, InstanceId, InstanceUla, SecretVersion, SlotId, Tenant, VersionNumber,
@@ -36,6 +37,9 @@ fn run() -> RunConfig {
         image: None,
         secrets: BTreeMap::new(),
         egress: Vec::new(),
+        idle_after_ms: None,
+        volume: None,
+        ports: Vec::new(),
     }
 }
 
@@ -76,7 +80,12 @@ fn versions() -> Vec<Event> {
             placement: Placement {
                 on: Machines::Tag("gpu".to_owned()),
                 volume: false,
+                replicas: 1,
             },
+            further: vec![DeployTarget {
+                run: run(),
+                placement: Placement::default(),
+            }],
         }
         .into(),
     ]
@@ -146,7 +155,12 @@ fn instances() -> Vec<Event> {
         }
         .into(),
         AppIdled { of: of() }.into(),
-        AppWoken { of: of() }.into(),
+        AppWoken {
+            of: of(),
+            key: Some(mesh_key()),
+            secrets: [(the("api-key"), SecretVersion(3))].into(),
+        }
+        .into(),
     ]
 }
 
@@ -198,5 +212,15 @@ fn requests() -> Vec<Event> {
         AppRestartRequested { app: app() }.into(),
         AppWakeRequested { app: app() }.into(),
         AppDestroyRequested { app: app() }.into(),
+        AppCommandAdmitted {
+            of: of(),
+            program: "/bin/sh".to_owned(),
+        }
+        .into(),
+        AppPortAdmitted {
+            app: app(),
+            port: 5432,
+        }
+        .into(),
     ]
 }

@@ -1,0 +1,166 @@
+//! One request, to the server that it was checked for, on a connection of its own; both bodies stream.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONNECTION, HOST, UPGRADE};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri, Version};
+use http_body_util::BodyExt as _;
+use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+use hyper::client::conn::http1::{Builder, SendRequest};
+use hyper_util::rt::TokioIo;
+use tabbify_process::connect::Stream;
+use tabbify_process::{Importance, Tasks};
+use tokio::time::timeout;
+
+use crate::answer::{Body, Not};
+use crate::tunnel;
+
+/// LIMIT: how long the head of an answer may take.
+const ANSWER_WITHIN: Duration = Duration::from_secs(600);
+/// LIMIT: bytes of an answer's head.
+const HEAD_LEN_MAX: usize = 64 * 1024;
+/// LIMIT: headers of an answer.
+const HEADERS_MAX: usize = 128;
+/// Headers that are for us, or for one connection (RFC 9110, section 7.6.1). What a body's end is, both sides of
+/// us see to themselves.
+const NOT_ONWARD: [&str; 9] = [
+    "connection",
+    "http2-settings",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "transfer-encoding",
+    "upgrade",
+];
+
+/// Sends `request` to `authority` over `stream`, and gives its answer.
+pub(crate) async fn forward(
+    mut request: Request<Incoming>,
+    authority: &str,
+    stream: Box<dyn Stream>,
+    tasks: &Tasks,
+) -> Result<Response<Body>, Not> {
+    let caller =
+        wanted(request.headers()).map(|protocol| (protocol, hyper::upgrade::on(&mut request)));
+    let protocol = caller.as_ref().map(|(protocol, _)| protocol.clone());
+    prepare(&mut request, authority, protocol)?;
+    let broke = |error: hyper::Error| Not::Answered(format!("{authority} broke off: {error}"));
+    let mut builder = Builder::new();
+    builder.max_buf_size(HEAD_LEN_MAX).max_headers(HEADERS_MAX);
+    let (mut sender, connection) = builder
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(broke)?;
+    tasks.spawn("egress connection", Importance::Detached, async {
+        if let Err(error) = connection.with_upgrades().await {
+            // Whoever reads the answer is told.
+            tracing::debug!(%error, "a connection for a request ended early");
+        }
+    });
+    let answered = timeout(ANSWER_WITHIN, sender.send_request(request)).await;
+    let mut answer = answered.map_err(|_| Not::Late)?.map_err(broke)?;
+    if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+        let Some((_, caller)) = caller else {
+            return Err(Not::Answered(format!(
+                "{authority} speaks another protocol, unasked"
+            )));
+        };
+        let server = hyper::upgrade::on(&mut answer);
+        tasks.spawn("egress tunnel", Importance::Detached, async move {
+            if let (Ok(caller), Ok(server)) = tokio::join!(caller, server) {
+                tunnel::pass(TokioIo::new(caller), TokioIo::new(server)).await;
+            }
+        });
+        return Ok(answer.map(|body| body.boxed_unsync()));
+    }
+    remove_own(answer.headers_mut());
+    let held = |body| Held {
+        body,
+        _sender: sender,
+    };
+    Ok(answer.map(|body| held(body).boxed_unsync()))
+}
+
+/// The protocol that a request asks for besides HTTP. None that has names of servers of its own: within HTTP/2 or
+/// TLS, a server would be asked for others than the one that was checked.
+fn wanted(headers: &HeaderMap) -> Option<HeaderValue> {
+    let protocol = tabbify_http::wanted_upgrade(headers)?;
+    let names = protocol.to_str().ok()?.to_ascii_lowercase();
+    let chooses = |name: &str| name.starts_with("tls") || name.starts_with("http");
+    let passes = !names.split(',').map(str::trim).any(chooses);
+    passes.then_some(protocol)
+}
+
+fn prepare(
+    request: &mut Request<Incoming>,
+    authority: &str,
+    protocol: Option<HeaderValue>,
+) -> Result<(), Not> {
+    let path = request.uri().path_and_query().cloned();
+    *request.uri_mut() = Uri::from(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
+    *request.version_mut() = Version::HTTP_11;
+    let headers = request.headers_mut();
+    remove_own(headers);
+    // INVARIANT: the server reads the name that was checked, whatever the program wrote beside it.
+    let host = HeaderValue::try_from(authority).map_err(|_| Not::Asked("its host is no header"))?;
+    headers.insert(HOST, host);
+    if let Some(protocol) = protocol {
+        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(UPGRADE, protocol);
+    }
+    Ok(())
+}
+
+/// Names in `Connection`, in lower case.
+fn listed(headers: &HeaderMap) -> Vec<String> {
+    let values = headers.get_all(CONNECTION).iter();
+    let values = values.filter_map(|value| value.to_str().ok());
+    let names = values.flat_map(|value| value.split(','));
+    names.map(|name| name.trim().to_ascii_lowercase()).collect()
+}
+
+fn remove_own(headers: &mut HeaderMap) {
+    let listed = listed(headers);
+    let names = NOT_ONWARD.iter().copied();
+    for name in names.chain(listed.iter().map(String::as_str)) {
+        // Who is meant, and what a body's length is, are no connection's own.
+        let is_own = |name: &HeaderName| *name != HOST && *name != http::header::CONTENT_LENGTH;
+        if let Ok(name) = HeaderName::try_from(name)
+            && is_own(&name)
+        {
+            headers.remove(name);
+        }
+    }
+}
+
+/// An answer's body; the connection lives as long as it: without its sender, no more of the request is sent.
+struct Held {
+    body: Incoming,
+    _sender: SendRequest<Incoming>,
+}
+
+impl HttpBody for Held {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
