@@ -7,8 +7,8 @@
 //! | `POST /v1/apps/{id}/exec` | [`RunCommand`] → one [`CommandLine`] a line | `app:exec` |
 //! | `GET /v1/apps/{id}/ports/{port}`, `Upgrade: tabbify-tcp` | → 101, then the connection's bytes | `app:forward` |
 //!
-//! Each is in the log before it begins (`app_command_admitted`, `app_port_admitted`), and ends with the
-//! token that asked for it.
+//! Each is in the log before it begins (`app_command_admitted`; `app_port_admitted` once for a person, a port
+//! and a minute), and ends with the token that asked for it.
 //!
 //! Of nodes, at an instance, over the mesh, on [`ATTACH_PORT`]: `POST /v1/exec`, the same. Raw ports are
 //! ports of the app's own address: no service stands between.

@@ -23,7 +23,7 @@ use crate::policy::Ports;
 pub const DOORBELL_PORT: u16 = 8732;
 /// `POST` a [`DoorAsk`] to the coordinator for a [`DoorSaid`]: machines alone, about what was placed on them.
 pub const DOOR_PATH: &str = "/v1/coordinator/door";
-/// LIMIT: connections that wait for idle instances of one machine; and for one of them, half as many.
+/// LIMIT: connections that wait for idle instances of one machine; and for one of them, a sixteenth.
 pub const WAITING_MAX: usize = 1024;
 /// Bytes of a [`Knock`].
 pub const KNOCK_LEN: usize = 26;
