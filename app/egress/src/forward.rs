@@ -12,6 +12,7 @@ use http_body_util::BodyExt as _;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use hyper::client::conn::http1::{Builder, SendRequest};
 use hyper_util::rt::TokioIo;
+use tabbify_http::{tokens, wanted_upgrade};
 use tabbify_process::connect::Stream;
 use tabbify_process::{Importance, Tasks};
 use tokio::time::timeout;
@@ -90,7 +91,7 @@ pub(crate) async fn forward(
 /// The protocol that a request asks for besides HTTP. None that has names of servers of its own: within HTTP/2 or
 /// TLS, a server would be asked for others than the one that was checked.
 fn wanted(headers: &HeaderMap) -> Option<HeaderValue> {
-    let protocol = tabbify_http::wanted_upgrade(headers)?;
+    let protocol = wanted_upgrade(headers)?;
     let names = protocol.to_str().ok()?.to_ascii_lowercase();
     let chooses = |name: &str| name.starts_with("tls") || name.starts_with("http");
     let passes = !names.split(',').map(str::trim).any(chooses);
@@ -117,25 +118,17 @@ fn prepare(
     Ok(())
 }
 
-/// Names in `Connection`, in lower case.
-fn listed(headers: &HeaderMap) -> Vec<String> {
-    let values = headers.get_all(CONNECTION).iter();
-    let values = values.filter_map(|value| value.to_str().ok());
-    let names = values.flat_map(|value| value.split(','));
-    names.map(|name| name.trim().to_ascii_lowercase()).collect()
-}
-
 fn remove_own(headers: &mut HeaderMap) {
-    let listed = listed(headers);
-    let names = NOT_ONWARD.iter().copied();
-    for name in names.chain(listed.iter().map(String::as_str)) {
+    let listed: Vec<HeaderName> = tokens(headers, &CONNECTION)
+        .filter_map(|name| name.parse().ok())
         // Who is meant, and what a body's length is, are no connection's own.
-        let is_own = |name: &HeaderName| *name != HOST && *name != http::header::CONTENT_LENGTH;
-        if let Ok(name) = HeaderName::try_from(name)
-            && is_own(&name)
-        {
-            headers.remove(name);
-        }
+        .filter(|name| *name != HOST && *name != http::header::CONTENT_LENGTH)
+        .collect();
+    for name in listed {
+        headers.remove(name);
+    }
+    for name in NOT_ONWARD {
+        headers.remove(name);
     }
 }
 

@@ -20,7 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::answer::{Body, Not, whole};
 use crate::forward::forward;
-use crate::rewind::Rewind;
+use crate::rewind::rewind;
 use crate::tunnel::{self, Way};
 use crate::{Connection, Guard, Host, Inside, Refused, Tell};
 
@@ -137,11 +137,11 @@ impl Proxy {
     {
         let begun = tunnel::begin(&mut client, &mut server, &self.guard, (&host, port)).await;
         match begun {
-            Ok((head, Way::Through)) => tunnel::pass(Rewind::new(head, client), server).await,
+            Ok((head, Way::Through)) => tunnel::pass(rewind(head, client), server).await,
             Ok((head, Way::Requests)) => {
                 // Each opens its own, to whom it is for.
                 drop(server);
-                self.requests(Rewind::new(head, client), port).await;
+                self.requests(rewind(head, client), port).await;
             }
             Err(refused) => self.tell.tell(&refused.line()).await,
         }

@@ -1,57 +1,20 @@
 //! A stream whose beginning was read, and is read once more.
 
-use std::io;
-use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::io::Cursor;
 
-use bytes::{Buf as _, Bytes};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, join, split};
 
-/// Gives `head`, and then what `stream` gives.
-#[derive(Debug)]
-pub(crate) struct Rewind<S> {
+/// Gives `head`, and then what `stream` gives; what is written goes to `stream`.
+pub(crate) fn rewind<S>(
     head: Bytes,
     stream: S,
-}
-
-impl<S> Rewind<S> {
-    pub(crate) const fn new(head: Bytes, stream: S) -> Self {
-        Self { head, stream }
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Rewind<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if self.head.is_empty() {
-            return Pin::new(&mut self.stream).poll_read(cx, buf);
-        }
-        let len = self.head.len().min(buf.remaining());
-        buf.put_slice(&self.head[..len]);
-        self.head.advance(len);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Rewind<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
+) -> impl AsyncRead + AsyncWrite + Unpin + Send + use<S>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    let (from, to) = split(stream);
+    join(Cursor::new(head).chain(from), to)
 }
 
 #[cfg(test)]
@@ -62,7 +25,8 @@ mod tests {
 
     #[tokio::test]
     async fn nothing_is_lost_or_read_twice() {
-        let mut stream = Rewind::new(Bytes::from_static(b"hello, "), &b"world"[..]);
+        let world = join(&b"world"[..], tokio::io::sink());
+        let mut stream = rewind(Bytes::from_static(b"hello, "), world);
         let mut first = [0; 3];
         stream.read_exact(&mut first).await.unwrap();
         let mut rest = String::new();

@@ -19,10 +19,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tabbify_api::BoxFuture;
 use tabbify_api::attach::CommandLine;
 use tabbify_api::logs::Stream as LogStream;
 use tabbify_api::runner::{Failure, MicroVms};
-use tabbify_api::{BoxFuture, ErrorCode};
 use tabbify_container::{
     Archive, Container, End, Engine, Enter, Listener, Network, PIDS_MAX, PORT, Reaped, Seen, Spec,
     Stream, healthy,
@@ -41,7 +41,7 @@ use crate::output::Output;
 use crate::runtime::{Body, Entry, OUTSIDE_FILE, RequestError, Runtime, Start};
 use crate::secrets::Secrets;
 use crate::traffic::Permit;
-use crate::upstream::Upstream;
+use crate::upstream::{self, Upstream};
 use crate::volume::hand_over;
 
 /// LIMIT: how long the last lines of a container that has ended may take to come.
@@ -205,15 +205,7 @@ impl Runtime for Docker {
         request: http::Request<Body>,
         permit: Permit,
     ) -> BoxFuture<'_, Result<http::Response<Body>, RequestError>> {
-        Box::pin(async move {
-            match &self.upstream {
-                Some(upstream) => upstream.serve(request, permit).await,
-                None => {
-                    let detail = "The app is a worker, which answers no requests.";
-                    Err(RequestError::new(ErrorCode::AppNoResponse, detail))
-                }
-            }
-        })
+        Box::pin(upstream::serve(self.upstream.as_ref(), request, permit))
     }
 
     fn dial(&self, port: u16) -> BoxFuture<'_, io::Result<Box<dyn Connected>>> {

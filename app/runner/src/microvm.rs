@@ -16,10 +16,10 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use tabbify_api::BoxFuture;
 use tabbify_api::attach::{CommandLine, PIECE_LEN_MAX, Piece};
 use tabbify_api::logs;
 use tabbify_api::runner::Failure;
-use tabbify_api::{BoxFuture, ErrorCode};
 use tabbify_container::{Seen, healthy};
 use tabbify_image::{Cache, Config, Image, ImageError, Limits, Platform, Root};
 use tabbify_microvm::order::Process;
@@ -40,7 +40,7 @@ use crate::egress::{self, Egress};
 use crate::output::Output;
 use crate::runtime::{Body, Entry, OUTSIDE_FILE, RequestError, Runtime, Start};
 use crate::traffic::Permit;
-use crate::upstream::Upstream;
+use crate::upstream::{self, Upstream};
 
 /// What [`OUTSIDE_FILE`] has in it of one.
 pub(crate) const OUTSIDE: &str = "machine\n";
@@ -206,15 +206,7 @@ impl Runtime for Microvm {
         request: http::Request<Body>,
         permit: Permit,
     ) -> BoxFuture<'_, Result<http::Response<Body>, RequestError>> {
-        Box::pin(async move {
-            match &self.upstream {
-                Some(upstream) => upstream.serve(request, permit).await,
-                None => {
-                    let detail = "The app is a worker, which answers no requests.";
-                    Err(RequestError::new(ErrorCode::AppNoResponse, detail))
-                }
-            }
-        })
+        Box::pin(upstream::serve(self.upstream.as_ref(), request, permit))
     }
 
     fn ended(&self) -> BoxFuture<'_, Failure> {

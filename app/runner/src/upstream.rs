@@ -25,6 +25,7 @@ use hyper::body::{Body as _, Incoming};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use tabbify_api::ErrorCode;
+use tabbify_http::tokens;
 use tabbify_process::{Importance, Tasks, chain};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
@@ -201,6 +202,23 @@ impl Upstream {
     }
 }
 
+/// Answers a request as the app does; one without an upstream is a worker, which answers none.
+///
+/// # Errors
+/// The app does not answer.
+pub async fn serve(
+    upstream: Option<&Upstream>,
+    request: Request<Body>,
+    permit: Permit,
+) -> Result<Response<Body>, RequestError> {
+    match upstream {
+        Some(upstream) => upstream.serve(request, permit).await,
+        None => Err(unanswered(
+            "The app is a worker, which answers no requests.",
+        )),
+    }
+}
+
 async fn exchange(
     mut sender: Sender,
     request: Request<Body>,
@@ -253,12 +271,8 @@ fn prepare(request: &mut Request<Body>, address: SocketAddr, protocol: Option<He
 
 /// Removes what is of one connection: the known headers, and those that `Connection` names.
 fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = headers
-        .get_all(CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| name.trim().parse().ok())
+    let named: Vec<HeaderName> = tokens(headers, &CONNECTION)
+        .filter_map(|name| name.parse().ok())
         // Announced trailers pass: they end the body that passes.
         .filter(|name| *name != TRAILER && *name != HOST)
         .collect();

@@ -1,11 +1,10 @@
 //! The vocabulary: a host with a kernel and an init, an image of the fixture, a machine of that image.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use serde_json::json;
 use tabbify_image::{Cache, Digest, Image, Limits, Platform};
 use tabbify_microvm::order::Process;
@@ -13,6 +12,7 @@ use tabbify_microvm::{
     Acceleration, App, Assets, Chunk, Ending, Machine, Qemu, Source, Vm, VmError,
 };
 use tabbify_process::{SystemClock, Tasks};
+use tabbify_testing::guest;
 use tabbify_types::ByteSize;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -25,45 +25,36 @@ pub(crate) const WATCHDOG: Duration = Duration::from_secs(120);
 pub(crate) const PORT: u16 = 8080;
 /// A port that is forwarded and that nobody listens on but in the guest's own loopback.
 pub(crate) const ELSEWHERE: u16 = 3000;
-/// The target that static programs are built for.
-const TARGET: &str = "x86_64-unknown-linux-musl";
 
 /// A host with all that machines need.
 pub(crate) struct Host {
     pub(crate) dir: TempDir,
     pub(crate) assets: Assets,
     pub(crate) tasks: Tasks,
-    fixture: PathBuf,
+    /// A program that is linked statically.
+    fixture: Vec<u8>,
 }
 
 impl Host {
     /// `None` if this machine lacks something; then `test` has said that it did not run.
     #[expect(clippy::print_stderr, reason = "a test that cannot run says so")]
     pub(crate) fn find(test: &str) -> Result<Option<Self>> {
-        match missing() {
-            None => {}
-            Some(what) => {
+        let made_of = match guest::microvms()? {
+            Ok(made_of) => made_of,
+            Err(what) => {
                 eprintln!("NOT RUN: {test}: {what}");
                 return Ok(None);
             }
-        }
+        };
         let dir = tempfile::tempdir()?;
-        let kernels = target().join("microvm");
-        let release = only(&kernels.join("lib/modules"))?;
-        let name = release
-            .file_name()
-            .context("a release")?
-            .to_string_lossy()
-            .into_owned();
         let assets = Assets {
-            kernel: kernels.join(format!("boot/vmlinuz-{name}")),
-            modules: Some(release),
-            init: init()?,
+            kernel: made_of.kernel,
+            modules: made_of.modules,
+            init: made_of.init,
             monitor: None,
             state: dir.path().join("state"),
         };
-        let fixture = dir.path().join("app");
-        compile(&fixture)?;
+        let fixture = guest::program("machine.rs")?;
         Ok(Some(Self {
             dir,
             assets,
@@ -82,7 +73,7 @@ impl Host {
         settings: &serde_json::Value,
     ) -> Result<(Image, tabbify_image::Root)> {
         let path = self.dir.path().join("image.tar");
-        std::fs::write(&path, archive(&std::fs::read(&self.fixture)?, settings)?)?;
+        std::fs::write(&path, archive(&self.fixture, settings)?)?;
         let image = Image::open(&path, &Platform::here(), Limits::default())?;
         let root = Cache::open(&self.dir.path().join("roots"), 1 << 30)?.root(&image)?;
         Ok((image, root))
@@ -212,90 +203,6 @@ impl Running {
         };
         tokio::time::timeout(WATCHDOG, ask).await?
     }
-}
-
-fn missing() -> Option<String> {
-    for (program, package) in [
-        ("qemu-system-x86_64", "qemu-system-x86"),
-        ("sqfstar", "squashfs-tools"),
-        ("mkfs.ext4", "e2fsprogs"),
-    ] {
-        let there = tabbify_image::DEFAULT_PATH
-            .split(':')
-            .any(|dir| Path::new(dir).join(program).is_file());
-        if !there {
-            return Some(format!("{package} is not installed"));
-        }
-    }
-    let kernel = target().join("microvm/boot");
-    (!kernel.is_dir()).then(|| {
-        format!(
-            "no kernel in {}: cargo xtask test puts one there",
-            kernel.display()
-        )
-    })
-}
-
-/// Cargo's, which has a directory for tests in it.
-fn target() -> PathBuf {
-    let own = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    own.parent().unwrap_or(own).to_owned()
-}
-
-fn only(directory: &Path) -> Result<PathBuf> {
-    let mut entries = std::fs::read_dir(directory)?;
-    let first = entries
-        .next()
-        .with_context(|| format!("{} is empty", directory.display()))?;
-    Ok(first?.path())
-}
-
-/// The init, built as it is shipped; nothing to do but for the first test.
-fn init() -> Result<PathBuf> {
-    let target = target();
-    let output = Command::new(env!("CARGO"))
-        .args([
-            "build",
-            "--quiet",
-            "--package",
-            "tabbify-guest-init",
-            "--bin",
-            "tabbify-guest-init",
-        ])
-        .args(["--release", "--target", TARGET, "--target-dir"])
-        .arg(&target)
-        .args(["--config", "profile.release.panic=\"abort\""])
-        .args(["--config", "profile.release.strip=true"])
-        .args(["--config", "profile.release.opt-level=\"s\""])
-        .output()?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "the init is not built: {said}");
-    Ok(target.join(TARGET).join("release/tabbify-guest-init"))
-}
-
-fn compile(to: &Path) -> Result<()> {
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/app.rs");
-    let output = Command::new("rustc")
-        .args([
-            "--edition",
-            "2024",
-            "--target",
-            TARGET,
-            "-C",
-            "opt-level=1",
-            "-C",
-            "strip=symbols",
-            "-o",
-        ])
-        .arg(to)
-        .arg(source)
-        .output()?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(
-        output.status.success(),
-        "the fixture is not compiled: {said}"
-    );
-    Ok(())
 }
 
 /// What `docker save` writes, of one layer.
