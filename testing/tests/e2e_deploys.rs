@@ -139,7 +139,8 @@ async fn deploys_under_load_fail_no_request() -> anyhow::Result<()> {
         anyhow::Ok(())
     };
     let callers = try_join_all((0..CALLERS).map(|n| load.caller(n)));
-    let (asked, ()) = tokio::try_join!(callers, deploys)?;
+    let both = async { tokio::try_join!(callers, deploys) }.await;
+    let (asked, ()) = both.with_context(|| platform.log())?;
     let asked: usize = asked.into_iter().sum();
     println!("{rounds} deploys under {asked} requests: 0 failed");
     ensure!(asked > CALLERS * 10, "{asked} requests are no load");

@@ -92,6 +92,11 @@ impl Leaseholder {
         (this, sender)
     }
 
+    /// Returns once a coordinator has heard where this runner may be reached.
+    pub(crate) async fn found(&self) {
+        self.coordinator.found().await;
+    }
+
     /// Exchanges tickets until one gives the lease; when it ends.
     pub(crate) async fn obtain(&self) -> Result<Instant, Failure> {
         let mut tickets = self.tickets.lock().await;

@@ -37,6 +37,8 @@ use crate::{Error, artifact, idle, membership, runtime, secrets, volume};
 /// Threads that serve: one app rarely needs more, and a thousand runners share the machine.
 const WORKERS: usize = 2;
 
+/// LIMIT: how long a runner that could serve waits until a coordinator has heard where it is.
+const FOUND_WITHIN: Duration = Duration::from_secs(2);
 /// LIMIT: connections at a time; more wait in the mesh's backlog.
 const CONNECTIONS_MAX: usize = 1024;
 
@@ -367,6 +369,7 @@ impl Runner {
         if let Err(failure) = self.open_ports(server.runtime(), attach) {
             return failure;
         }
+        self.be_found().await;
         if self.state.ready() {
             tracing::info!("ready");
         }
@@ -376,6 +379,18 @@ impl Runner {
         }
         // Drained: the supervisor says when to end.
         std::future::pending().await
+    }
+
+    /// Waits until others can find this runner: who is ready gets requests at once. A coordinator that is away for
+    /// longer holds nobody back; whoever knows us then still reaches us.
+    async fn be_found(&self) {
+        if let Some(lease) = &self.lease
+            && tokio::time::timeout(FOUND_WITHIN, lease.found())
+                .await
+                .is_err()
+        {
+            tracing::warn!("no coordinator has heard where this runner is");
+        }
     }
 
     fn raw_ports(&self, runtime: &Arc<dyn Runtime>) -> Ports {

@@ -45,7 +45,7 @@ use tabbify_process::connect::Connect;
 use tabbify_process::{Clock, Importance, Tasks, chain};
 use tabbify_token::{DocumentType, SecretKey, Verifier};
 use tabbify_types::{Digest, MeshKey, VerifyingKeyBytes};
-use tokio::sync::{Notify, broadcast};
+use tokio::sync::{Notify, broadcast, watch};
 use tokio::time::Instant;
 
 use crate::life::LEASE_LIFE;
@@ -134,6 +134,8 @@ struct Inner {
     live: AtomicBool,
     reported: Mutex<std::collections::BTreeMap<MeshKey, Vec<SocketAddr>>>,
     report: Notify,
+    /// Whether a coordinator has heard where our own key may be reached.
+    found: watch::Sender<bool>,
     /// There is a reason to believe that a watch that was refused is let in now.
     admitted: Notify,
     /// Changes were heard, and are not any more.
@@ -216,6 +218,7 @@ impl RemoteCoordinator {
             live: AtomicBool::new(false),
             reported: Mutex::default(),
             report: Notify::new(),
+            found: watch::Sender::new(false),
             admitted: Notify::new(),
             unheard: Notify::new(),
             gone: broadcast::Sender::new(GONE_MAX),
@@ -267,6 +270,12 @@ impl RemoteCoordinator {
     #[must_use]
     pub fn own(&self) -> MeshKey {
         self.0.own
+    }
+
+    /// Returns once a coordinator has heard where our own key may be reached: from then on, others find us.
+    pub async fn found(&self) {
+        // The sender lives as long as we do.
+        let _ = self.0.found.subscribe().wait_for(|found| *found).await;
     }
 
     /// Whether changes are heard; without, what was resolved is asked for again sooner.

@@ -114,7 +114,12 @@ impl RemoteCoordinator {
             let (mut all_heard, mut counts_for) = (true, REPORT_LIFE);
             for client in self.clients().iter() {
                 match tell(client, &told).await {
-                    Ok(heard) => counts_for = counts_for.min(heard),
+                    Ok(heard) => {
+                        counts_for = counts_for.min(heard);
+                        if told.contains_key(&self.0.own) {
+                            self.0.found.send_replace(true);
+                        }
+                    }
                     Err(why) => {
                         tracing::debug!(why, "a report is not heard");
                         all_heard = false;
